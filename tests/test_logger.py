@@ -1,0 +1,186 @@
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from utils import logger
+from utils.logger import TRAINING_FIELDS, Logger, diagnose, read_jsonl
+
+CONTRACT_3 = [
+    *("reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "lr"),
+    *("hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups", "logprob_mismatch"),
+    *("tokens_per_second", "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update"),
+]
+
+
+@dataclass
+class Args:
+    lr: float = 1e-3
+    model: str = "tiny"
+
+
+def start(output_dir, **options) -> Logger:
+    return Logger(output_dir, Args(), **({"is_main": True, "total_steps": 100} | options))
+
+
+def test_a_training_line_has_every_contract_field_and_what_else_is_given(tmp_path):
+    assert list(TRAINING_FIELDS) == CONTRACT_3
+    with start(tmp_path) as log:
+        log.log_training(7, {"loss": torch.tensor(0.1, dtype=torch.float64), "clip_fraction": 0.123456789012})
+    (line,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert line == {"step": 7, **dict.fromkeys(CONTRACT_3, 0.0), "loss": 0.1, "clip_fraction": 0.123456789012}
+
+
+def test_lines_are_valid_json_and_on_disk_at_once(tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    log = start(tmp_path)
+    log.log_training(1, {"loss": float("nan"), "pg_loss": torch.tensor(float("inf")), "kl_loss": -float("inf")})
+    log.log_evaluation(1, {"eval/accuracy": 0.5, "eval/reasons": {"correct": 1, "nan": float("nan")}})
+    log.log_sample(1, "p", "h", "lone surrogate \udc80, é", 1.0, "correct", "training")
+    training, evaluation = [
+        json.loads(line, parse_constant=refuse) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert training["loss"] is training["pg_loss"] is training["kl_loss"] is None
+    assert evaluation == {"step": 1, "eval/accuracy": 0.5, "eval/reasons": {"correct": 1, "nan": None}}
+    assert read_jsonl(tmp_path / "samples.jsonl") == [
+        {"step": 1, "kind": "training", "prompt": "p", "hint": "h", "response": "lone surrogate \udc80, é"}
+        | {"reward": 1.0, "reason": "correct"}
+    ]
+    log.close()
+
+
+def test_other_ranks_write_and_print_nothing(tmp_path, capfd):
+    with start(tmp_path / "run", is_main=False) as log:
+        log.log_training(1, {"flat_groups": 1.0})
+        log.log_evaluation(1, {"eval/accuracy": 0.5})
+        log.log_sample(1, "p", "h", "r", 1.0, "correct", "training")
+        log.print("hello")
+    assert not (tmp_path / "run").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_resume_cuts_later_lines_and_a_torn_one_and_appends(tmp_path):
+    with start(tmp_path) as log:
+        for step in range(6):
+            log.log_training(step, {"loss": step / 3})
+            log.log_sample(step, "p", "", f"r{step}", 0.0, "no answer", "evaluation")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 0.')  # killed here
+    with start(tmp_path, resume_step=3) as log:
+        log.log_training(4, {"loss": 9.0})
+        assert (log.bar.initial, log.bar.n) == (3, 4)  # time left is reckoned from this run's steps
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(0, 0), (1, 1 / 3), (2, 2 / 3), (3, 1), (4, 9)]
+    assert [line["response"] for line in read_jsonl(tmp_path / "samples.jsonl")] == ["r0", "r1", "r2", "r3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "args.json", "args.resumed_at_3.json", "environment.json", "environment.resumed_at_3.json", "metrics.jsonl",
+        "samples.jsonl",
+    ]
+
+
+def test_a_line_after_a_whole_last_line_without_newline_stands_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    with start(tmp_path, resume_step=2) as log:
+        log.log_evaluation(3, {})
+    assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_resume_at_step_0_keeps_the_base_evaluation_and_a_new_run_nothing(tmp_path):
+    with start(tmp_path) as log:
+        log.log_evaluation(0, {"eval/accuracy": 0.1})
+        log.log_training(1, {})
+    start(tmp_path, resume_step=0).close()
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 0, "eval/accuracy": 0.1}]
+    start(tmp_path).close()
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"ste\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
+        read_jsonl(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"text": "\xc3')  # torn within a character
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_args_and_environment_tell_how_to_run_it_again(tmp_path):
+    start(tmp_path).close()
+    assert json.loads((tmp_path / "args.json").read_text()) == {"lr": 1e-3, "model": "tiny"}
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert environment["versions"]["python"] == sys.version.split()[0]
+    assert environment["command"] == sys.argv and environment["world_size"] == 1
+    assert environment["hardware"]["cores"] >= 1 and environment["hardware"]["memory_gib"] > 0
+
+
+def test_the_diff_in_environment_is_bounded(monkeypatch):
+    class Result:
+        returncode, stdout = 0, "x" * 1000
+
+    monkeypatch.setattr(logger.subprocess, "run", lambda *_arguments, **_options: Result)
+    monkeypatch.setattr(logger, "MAX_DIFF_CHARACTERS", 10)
+    state = logger.git_state()
+    assert state["dirty"] and state["diff"] == "x" * 10 + "\n[cut: the diff has 1000 characters]\n"
+    monkeypatch.setattr(logger.shutil, "which", lambda _name: None)
+    assert logger.git_state()["commit"] is None
+
+
+def test_samples_are_labelled_or_coloured_and_cannot_command_the_terminal(tmp_path, capsys, monkeypatch):
+    with start(tmp_path) as log:
+        log.log_sample(3, "ask\n", "hint\n", "answer\033[31m\r\u009b2J", 0.1, "wrong result", "evaluation")
+        plain = capsys.readouterr().out
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        log.log_sample(3, "ask\n", "hint\n", "answer\033[31m", 0.1, "wrong result", "evaluation")
+        coloured = capsys.readouterr().out
+    assert plain == (
+        "--- step 3, evaluation sample: reward 0.1, wrong result\n"
+        "[prompt] ask\n\n[hint] hint\n\n[response] answer\ufffd[31m\ufffd\ufffd2J\n---\n"
+    )
+    assert "\033[2mask\n\033[0m\033[33mhint\n\033[0m\033[32manswer\ufffd[31m\033[0m" in coloured
+
+
+def test_the_bar_and_the_evaluation_line_show_the_numbers(tmp_path, capsys):
+    with start(tmp_path) as log:
+        log.log_training(
+            50, {"reward": 0.25, "accuracy": 0.125, "hint_slices": 1.5, "tokens_per_second": 2345.6, "loss": 0.5}
+        )
+        log.log_evaluation(50, {"eval/accuracy": 0.28906, "eval/n": 512})
+    shown = capsys.readouterr()
+    assert "50/100" in shown.err
+    assert "loss 0.500, reward 0.250, accuracy 12.5%, hint 1.5 slices, 2,346 tokens/s" in shown.err
+    assert shown.out == "step 50: evaluation: accuracy 0.2891, n 512\n"
+
+
+MIXED = {"flat_groups": 0.95, "accuracy": 0.5, "format": 1.0, "truncated": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"accuracy": 0.97}, "97% of the responses are right; the problems are too easy"),
+        ({"accuracy": 0.02}, "2% of the responses are right; show more hints"),
+        ({"accuracy": 0.0, "format": 0.2}, "80% of the responses hold no answer"),
+        ({"accuracy": 0.0, "format": 0.2, "truncated": 0.7}, "70% of the responses are cut at the length limit"),
+        ({}, "50% of the responses are right, each problem always or never"),
+    ],
+)
+def test_diagnosis_tells_why_groups_are_flat(change, says):
+    message = diagnose(MIXED | change)
+    assert message.startswith("95% of the groups have equal rewards") and says in message and "\n" not in message
+
+
+def test_no_diagnosis_at_90_percent_flat_groups():
+    assert diagnose(MIXED | {"flat_groups": 0.9}) is None
+    assert diagnose(MIXED | {"flat_groups": float("nan")}) is None
+
+
+def test_diagnosis_is_printed_once_in_20_steps(tmp_path, capsys):
+    with start(tmp_path) as log:
+        for step in range(1, 42):
+            log.log_training(step, MIXED)
+    printed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["step 1", "step 21", "step 41"]

@@ -1,0 +1,178 @@
+"""SFT: supervised fine-tuning on full reference solutions.
+
+    loss = sft_loss
+
+sft_loss is the mean negative log-likelihood of the tokens of the demonstration (solution, answer, end of sequence); the
+prompt is masked. To the packer a demonstration is a hint that shows everything, followed by an empty response.
+
+Started as `deepspeed --num_gpus 2 training/<this file> --model M --data countdown --output_dir O`.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from inference.hybrid_engine import Rollout, build_engine
+from utils import checkpoint, distributed
+from utils.checks import check_fractions, check_not_negative, check_output_dir, check_positive, launch
+from utils.data import problems_of_step
+from utils.evaluation import evaluate, summary
+from utils.hints import build_demonstration, check_demonstration_lengths
+from utils.inspection import describe_group
+from utils.logger import Logger
+from utils.losses import masked_mean
+from utils.metrics import LossMeans, Stopwatch, count_tokens
+from utils.packing import pack_mini_batches
+from utils.prepare import check_batch, load_inputs, print_plan
+from utils.report import closing_table, plot_curves
+from utils.zero import Actor, load_model, resolve_dtype
+
+
+@dataclass
+class Args:
+    model: str  # Hugging Face name or local folder of the model to train
+    data: str  # built-in task (countdown), or a folder with train.parquet and test.parquet
+    output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
+    seed: int = 0  # of everything that is drawn
+    total_steps: int = 200  # training steps: 5 epochs of 10,240 demonstrations
+    eval_every: int = 25  # steps between evaluations (greedy); also before the first and after the last step
+    eval_problems: int = 0  # test problems per evaluation; 0 is all
+    save_every: int = 100  # steps between checkpoints; also after the last step
+    resume: bool = False  # go on from the latest checkpoint in output_dir
+    overwrite: bool = False  # replace the run in output_dir
+    prompts_per_step: int = 256  # demonstrations, over all processes
+    mini_batch_prompts: int = 256  # demonstrations per optimiser update, over all processes
+    max_prompt_length: int = 256  # tokens of the prompt
+    max_response_length: int = 1024  # tokens of a response in evaluation
+    max_length: int = 1024  # tokens of prompt and demonstration; longer ones are left out, with a count
+    skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
+    lr: float = 1e-5  # peak learning rate of AdamW
+    warmup: float = 0.1  # share of the steps over which the learning rate rises; then it falls along a cosine to 0
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.95  # AdamW
+    weight_decay: float = 0.01  # AdamW
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    max_tokens_per_micro_batch: int = 16384  # tokens of one forward pass on one process, padding included
+    zero_stage: Literal[0, 1, 2, 3] = 3  # what DeepSpeed shards: 1 optimiser, 2 + gradients, 3 + weights
+    offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
+    engine: Literal["torch"] = "torch"  # what generates: the in-process decoder
+    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process
+    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
+    check: bool = False  # check everything that needs no model, print the plan, and stop
+
+
+def learning_rate(step: int, args: Args) -> float:
+    """Linear warm-up to `lr`, then a cosine that reaches 0 after the last step."""
+    warmup_steps = round(args.warmup * args.total_steps)
+    if step <= warmup_steps:
+        return args.lr * step / warmup_steps
+    return args.lr / 2 * (1 + math.cos(math.pi * (step - warmup_steps) / (args.total_steps - warmup_steps + 1)))
+
+
+def main(args: Args) -> None:
+    # Whatever can be wrong without a model is found here.
+    inputs = load_inputs(
+        model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
+        max_response_length=args.max_response_length, eval_problems=args.eval_problems,
+        skip_long_prompts=args.skip_long_prompts, may_be_unreachable=args.check,
+    )
+    demonstrations, num_long = inputs.problems, 0
+    if inputs.tokenizer is not None:
+        demonstrations, num_long = check_demonstration_lengths(inputs.problems, inputs.tokenizer, args.max_length)
+    check_batch(
+        prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
+        longest_group=args.max_length, longest_group_is="--max_length",
+        max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, num_problems=len(demonstrations),
+    )
+    check_positive(args, "total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
+                   "timeout_minutes")
+    check_not_negative(args, "seed", "weight_decay")
+    check_fractions(args, "beta1", "beta2", "warmup")
+    check_output_dir(args.output_dir, args.resume, args.overwrite)
+    num_updates = args.prompts_per_step // args.mini_batch_prompts
+    if args.check:
+        print_plan(Path(__file__).stem, inputs, {
+            "steps": f"{args.total_steps}, {args.total_steps * args.prompts_per_step / len(demonstrations):.2f} epochs",
+            "demonstrations per step": args.prompts_per_step,
+            "left out as longer than --max_length": num_long,
+            "updates per step": f"{num_updates}, of {args.mini_batch_prompts} demonstrations each",
+            "tokens per micro-batch": f"at most {args.max_tokens_per_micro_batch} on each process",
+        })
+        return
+
+    device = distributed.init(args.timeout_minutes)
+    actor = Actor(
+        load_model(args.model, resolve_dtype(args.dtype, device)), lr=args.lr, betas=(args.beta1, args.beta2),
+        weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=1.0, zero_stage=args.zero_stage,
+        offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
+    )
+    tokenizer = inputs.tokenizer
+    engine = build_engine(args.engine, actor, tokenizer, args.kv_cache_gb)
+    if args.overwrite:
+        checkpoint.clear(args.output_dir)
+    start = checkpoint.load_latest(args.output_dir, actor) if args.resume else 0
+    logger = Logger(args.output_dir, args, distributed.is_main(), args.total_steps, start if args.resume else None)
+    if num_long:
+        logger.print(f"{num_long} demonstrations are longer than --max_length {args.max_length} and left out")
+
+    for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
+        is_end = done == args.total_steps
+
+        # 0. evaluate and save
+        if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
+            engine.sync()
+            responses = evaluate(engine, inputs.test_problems, tokenizer, args.max_prompt_length,
+                                 args.max_response_length)
+            logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
+            logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
+        if done > start and (done % args.save_every == 0 or is_end):
+            checkpoint.save(args.output_dir, done, actor, tokenizer)
+        if is_end:
+            break
+        step, watch = done + 1, Stopwatch()
+
+        # 1. problems
+        problems = distributed.share(problems_of_step(demonstrations, step, args.prompts_per_step, args.seed))
+
+        # 4. batch
+        groups = [
+            [Rollout(build_demonstration(problem, tokenizer), response_ids=[], logprobs=[], finish="stop")]
+            for problem in problems
+        ]
+        mini_batches = pack_mini_batches(groups, [[0.0]] * len(groups), num_updates, args.max_tokens_per_micro_batch,
+                                         device)
+        watch.lap("batch")
+        if args.dump_batch and done == start:
+            logger.print(describe_group(mini_batches[0][0], tokenizer))
+
+        # 5. update
+        losses, grad_norms = LossMeans(), []
+        for mini_batch in mini_batches:
+            num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
+            for number, micro_batch in enumerate(mini_batch, start=1):
+                logprobs, _ = actor(micro_batch)  # (N,)
+                sft_loss = masked_mean(-logprobs, micro_batch.hint_mask, num_hint_tokens)
+                loss = sft_loss
+                actor.backward(loss, is_last=number == len(mini_batch))
+                losses.add(loss=loss, sft_loss=sft_loss)
+            grad_norms.append(actor.step(learning_rate(step, args)))
+        watch.lap("update")
+
+        metrics = losses.means(num_updates) | watch.seconds | {"lr": learning_rate(step, args)}
+        logger.log_training(step, metrics | {"grad_norm": sum(grad_norms) / num_updates})
+
+    logger.close()
+    if distributed.is_main():
+        print(f"curves: {plot_curves(args.output_dir)}\n\n{closing_table(args.output_dir)}", flush=True)
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    launch(main, Args)

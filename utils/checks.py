@@ -1,0 +1,118 @@
+"""Bad input is found before any model loads, and told in one line: the flag, the value, the rule."""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+
+class BadInput(Exception):
+    """What the user gave cannot work. The message names the flag, the value and the rule."""
+
+
+def launch(main: Callable, args_class: type) -> None:
+    """Parse the command line into `args_class` and call `main` with it.
+
+    Bad input ends the process with one line on stderr (from the first rank) and exit status 2.
+    """
+    argv = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
+    try:
+        main(tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True))
+    except BadInput as error:
+        if is_first_process():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def world_size() -> int:
+    """Number of processes the launcher started, known before they meet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def require(condition: bool, flag: str, value: object, rule: str) -> None:
+    """Raises BadInput(`flag --name value: rule`) unless the condition holds."""
+    if not condition:
+        raise BadInput(f"flag {flag} {value}: {rule}")
+
+
+def require_divides(flag: str, value: int, whole_flag: str, whole: int) -> None:
+    """Raises BadInput unless `value` is positive and divides `whole`."""
+    if value <= 0 or whole <= 0 or whole % value:
+        raise BadInput(f"flag {flag} {value} must divide {whole_flag} {whole}")
+
+
+def _check(settings: object, names: tuple[str, ...], holds: Callable[[float], bool], rule: str) -> None:
+    for name in names:
+        value = vars(settings)[name]
+        require(holds(value), f"--{name}", value, rule)
+
+
+def check_positive(settings: object, *names: str) -> None:
+    """Raises BadInput for the first named field of `settings` that is not > 0 (not-a-number is not)."""
+    _check(settings, names, lambda value: 0 < value < math.inf, "must be greater than 0, and finite")
+
+
+def check_not_negative(settings: object, *names: str) -> None:
+    """Raises BadInput for the first named field of `settings` that is not >= 0."""
+    _check(settings, names, lambda value: 0 <= value < math.inf, "must not be negative, and finite")
+
+
+def check_fractions(settings: object, *names: str) -> None:
+    """Raises BadInput for the first named field of `settings` that lies outside [0, 1]."""
+    _check(settings, names, lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+
+
+def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
+    """An output folder holds one run: a new one, or one that is resumed or overwritten by request.
+
+    Raises:
+        BadInput: the folder has content and neither flag is given, both are, or there is nothing to resume.
+    """
+    folder = Path(output_dir)
+    require(not (resume and overwrite), "--resume", resume, "cannot be combined with --overwrite")
+    require(not folder.exists() or folder.is_dir(), "--output_dir", output_dir, "is a file, not a folder")
+    if resume:
+        latest = folder / "checkpoints" / "latest"
+        require(latest.is_file(), "--resume", output_dir, f"there is no checkpoint to resume ({latest} is missing)")
+    elif folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise BadInput(f"flag --output_dir {output_dir}: is not empty; give --resume to go on with the run in it, "
+                       "or --overwrite to replace it")
+
+
+def load_tokenizer(model: str, may_be_unreachable: bool = False) -> PreTrainedTokenizerBase | None:
+    """Tokenizer of a local folder or Hugging Face name.
+
+    Args:
+        may_be_unreachable: return None where a name's files cannot be fetched (for --check without a hub).
+
+    Raises:
+        BadInput: no such folder, a folder without config.json or tokenizer, or a name whose files cannot be fetched.
+    """
+    folder = Path(model)
+    is_local = folder.is_dir()
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    require(is_local or not looks_local, "--model", model, "no such folder")
+    if is_local:
+        require((folder / "config.json").is_file(), "--model", model, "the folder has no config.json")
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        require(any((folder / name).is_file() for name in names), "--model", model,
+                "the folder has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    try:
+        AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:  # what transformers raises for unreadable, unknown and unreachable alike
+        if may_be_unreachable and not is_local:
+            return None
+        first_line = str(error).strip().splitlines()[0]
+        raise BadInput(f"flag --model {model}: config and tokenizer cannot be loaded ({first_line}); "
+                       "give a local folder, or a name of the Hugging Face hub that this machine can reach") from error
+    require(tokenizer.eos_token_id is not None, "--model", model, "its tokenizer has no end-of-sequence token")
+    return tokenizer

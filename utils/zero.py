@@ -1,0 +1,139 @@
+"""Actor and reference on DeepSpeed ZeRO: sharded weights, gradients and optimiser states, whole weights on request."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from utils import distributed
+from utils.packing import MicroBatch
+from utils.policy import Policy
+
+GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 (with a float32 master copy in the optimiser) on a GPU and float32 on a CPU."""
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+
+
+def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+
+
+def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:
+    """DeepSpeed settings. Everything that changes numbers is named: some defaults do (clipping is 1.0 if unnamed)."""
+    zero: dict = {"stage": zero_stage, "overlap_comm": False}
+    if offload and zero_stage > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if offload and zero_stage == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # micro-batches differ in number; Actor marks the last one itself
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 2**31,
+    }
+
+
+class Scorer:
+    """A policy that scores micro-batches; `engine` is the DeepSpeed engine (or plain module) that runs it."""
+
+    def __init__(self, policy: Policy, engine: nn.Module, temperature: float):
+        self.policy = policy
+        self.engine = engine
+        self.temperature = temperature
+
+    def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (N,), (N,) of the scored tokens. All ranks call together."""
+        return self.engine(micro_batch.input_ids, micro_batch.position_ids, micro_batch.attention_mask,
+                           micro_batch.predictors, micro_batch.targets, self.temperature)
+
+    @torch.no_grad()
+    def logprobs(self, micro_batch: MicroBatch) -> Tensor:
+        """(N,) log-probabilities without a graph."""
+        return self(micro_batch)[0]
+
+
+class Actor(Scorer):
+    """The model that learns.
+
+    Losses given to `backward` are parts of sums over the whole mini-batch and all ranks (losses.masked_mean), so the
+    gradient is the sum of all parts: DeepSpeed's average over ranks is undone.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, lr: float, betas: tuple[float, float], weight_decay: float,
+                 max_grad_norm: float, temperature: float, zero_stage: int, offload: bool,
+                 gradient_checkpointing: bool):
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy = Policy(model)
+        self.zero_stage = zero_stage
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
+        if offload and zero_stage > 0:
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(policy.parameters(), lr=lr, betas=betas,
+                                                            weight_decay=weight_decay)
+        engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=policy, optimizer=optimizer,
+            config=deepspeed_config(zero_stage, model.dtype, max_grad_norm, offload),
+        )
+        super().__init__(policy, engine, temperature)
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.engine.backward(loss * distributed.world_size())
+
+    def step(self, lr: float) -> float:
+        """One optimiser update with the gradients added since the last one; returns their norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
+        unclipped = torch.nn.utils.get_total_norm(grads).item() if grads else None
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()  # None at stage 0 in float32
+        return unclipped if norm is None else float(norm)
+
+    def whole_weights(self) -> Iterator[dict[str, Tensor]]:
+        """The model's weights as buckets {name: whole weight}. Under ZeRO-3 each bucket is gathered by all ranks
+        together and is gone when the next one comes; below, these are the weights themselves."""
+        named = dict(self.policy.model.named_parameters())
+        if self.zero_stage < 3:
+            yield {name: parameter.detach() for name, parameter in named.items()}
+            return
+        bucket: dict[str, nn.Parameter] = {}
+        for last, (name, parameter) in enumerate(named.items(), start=1 - len(named)):
+            bucket[name] = parameter
+            if last == 0 or sum(p.ds_numel for p in bucket.values()) >= GATHER_BUCKET:
+                with deepspeed.zero.GatheredParameters(list(bucket.values())):
+                    yield {name: parameter.detach() for name, parameter in bucket.items()}
+                bucket = {}
+
+    def save(self, folder: Path) -> None:
+        """All that an exact resume needs of this rank (weights, master copies, optimiser states). A collective."""
+        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote; same world size and ZeRO stage."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
+        assert path is not None, f"DeepSpeed found no checkpoint in {folder}"
+
+
+def load_reference(model: PreTrainedModel, temperature: float, zero_stage: int, offload: bool) -> Scorer:
+    """The frozen model that kl_loss is measured against: sharded under ZeRO-3, a plain module below."""
+    policy = Policy(model.eval().requires_grad_(False))
+    if zero_stage < 3:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        return Scorer(policy, policy.to(device), temperature)
+    config = deepspeed_config(zero_stage, model.dtype, 0.0, offload)
+    config["zero_optimization"].pop("offload_optimizer", None)
+    engine, *_ = deepspeed.initialize(model=policy, config=config)
+    return Scorer(policy, engine, temperature)
