@@ -21,7 +21,7 @@ import torch
 from inference.hybrid_engine import build_engine, sampling_uniforms
 from utils import checkpoint, distributed
 from utils.checks import check_fractions, check_not_negative, check_output_dir, check_positive, launch, require
-from utils.data import problems_of_step
+from utils.data import best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.hints import build_prompt
 from utils.inspection import describe_group
@@ -62,7 +62,7 @@ class Args:
     weight_decay: float = 0.01  # AdamW
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     max_tokens_per_micro_batch: int = 16384  # tokens of one forward pass on one process, padding included
-    share_prefix: bool = True  # compute a group's prompt once in training
+    share_prefix: bool = True  # training computes a group's prompt once; with --no_share_prefix once per response
     zero_stage: Literal[0, 1, 2, 3] = 3  # what DeepSpeed shards: 1 optimiser, 2 + gradients, 3 + weights
     offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
@@ -106,7 +106,7 @@ def main(args: Args) -> None:
     device = distributed.init(args.timeout_minutes)
     dtype = resolve_dtype(args.dtype, device)
     actor = Actor(
-        load_model(args.model, dtype), lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
+        load_model(args.model, dtype), betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm, temperature=args.temperature, zero_stage=args.zero_stage,
         offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
     )
@@ -194,7 +194,8 @@ def main(args: Args) -> None:
 
     logger.close()
     if distributed.is_main():
-        print(f"curves: {plot_curves(args.output_dir)}\n\n{closing_table(args.output_dir)}", flush=True)
+        table = closing_table(args.output_dir, best_constant_answer(inputs.test_problems))
+        print(f"curves: {plot_curves(args.output_dir)}\n\n{table}", flush=True)
     distributed.shutdown()
 
 

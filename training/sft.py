@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from inference.hybrid_engine import Rollout, build_engine
 from utils import checkpoint, distributed
 from utils.checks import check_fractions, check_not_negative, check_output_dir, check_positive, launch
-from utils.data import problems_of_step
+from utils.data import best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.hints import build_demonstration, check_demonstration_lengths
 from utils.inspection import describe_group
@@ -109,7 +109,7 @@ def main(args: Args) -> None:
 
     device = distributed.init(args.timeout_minutes)
     actor = Actor(
-        load_model(args.model, resolve_dtype(args.dtype, device)), lr=args.lr, betas=(args.beta1, args.beta2),
+        load_model(args.model, resolve_dtype(args.dtype, device)), betas=(args.beta1, args.beta2),
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=1.0, zero_stage=args.zero_stage,
         offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
     )
@@ -170,7 +170,8 @@ def main(args: Args) -> None:
 
     logger.close()
     if distributed.is_main():
-        print(f"curves: {plot_curves(args.output_dir)}\n\n{closing_table(args.output_dir)}", flush=True)
+        table = closing_table(args.output_dir, best_constant_answer(inputs.test_problems))
+        print(f"curves: {plot_curves(args.output_dir)}\n\n{table}", flush=True)
     distributed.shutdown()
 
 

@@ -19,6 +19,7 @@ from utils.checks import BadInput
 from utils.tasks import countdown
 
 BUILT_IN: dict[str, Callable[[Path], None]] = {"countdown": countdown.build}
+CONSTANT_ANSWERS: dict[str, Callable] = {"countdown": countdown.best_constant_pattern}  # data_source -> the best one
 BUILT_IN_FOLDER = Path(__file__).resolve().parent.parent / "data"
 REQUIRED_COLUMNS = ("data_source", "prompt", "hint", "answer", "reward_model")
 
@@ -122,6 +123,16 @@ def problems_of_step(problems: list[Problem], step: int, count: int, seed: int) 
             order = seeding.generator("epoch", seed, epoch).permutation(len(problems))
         chosen.append(problems[order[offset]])
     return chosen
+
+
+def best_constant_answer(problems: list[Problem]) -> tuple[str, float, str] | None:
+    """(name, accuracy, text) of the best answer that never looks at the problem, for the tables' floor; None for a
+    task that has no such answers."""
+    sources = {problem.data_source for problem in problems}
+    if len(sources) != 1 or not sources <= set(CONSTANT_ANSWERS):
+        return None
+    text, accuracy = CONSTANT_ANSWERS[sources.pop()](problems)
+    return "best constant pattern", accuracy, text
 
 
 def fingerprint(problems: list[Problem]) -> str:

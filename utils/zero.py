@@ -70,21 +70,24 @@ class Actor(Scorer):
     gradient is the sum of all parts: DeepSpeed's average over ranks is undone.
     """
 
-    def __init__(self, model: PreTrainedModel, *, lr: float, betas: tuple[float, float], weight_decay: float,
+    def __init__(self, model: PreTrainedModel, *, betas: tuple[float, float], weight_decay: float,
                  max_grad_norm: float, temperature: float, zero_stage: int, offload: bool,
                  gradient_checkpointing: bool):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()  # transformers checkpoints in training mode only
         policy = Policy(model)
         self.zero_stage = zero_stage
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
-        if offload and zero_stage > 0:
-            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(policy.parameters(), lr=lr, betas=betas,
-                                                            weight_decay=weight_decay)
+        adam = deepspeed.ops.adam.DeepSpeedCPUAdam if offload and zero_stage > 0 else torch.optim.AdamW
+        optimizer = adam(policy.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)  # `step` gives the rate
         engine, self.optimizer, _, _ = deepspeed.initialize(
             model=policy, optimizer=optimizer,
             config=deepspeed_config(zero_stage, model.dtype, max_grad_norm, offload),
         )
+        if zero_stage == 0:
+            # In bfloat16 DeepSpeed allocates Adam's state by a step without gradients: harmless at rate 0, if forgotten.
+            for state in optimizer.state.values():
+                state["step"].zero_()
         super().__init__(policy, engine, temperature)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:

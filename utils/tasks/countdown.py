@@ -218,7 +218,8 @@ def best_constant_pattern(problems: Iterable[Any]) -> tuple[str, float]:
 
 
 def distinct_puzzles(count: int, args: Args) -> Iterator[Puzzle]:
-    """Puzzles with `count` numbers, endless, no two with the same target and the same numbers in any order."""
+    """Puzzles with `count` numbers, no two with the same target and the same numbers in any order, until none is left
+    (MAX_FRUITLESS_DRAWS in a row brought nothing new)."""
     rng = random.Random(f"countdown {args.seed} {count}")
     seen: set[tuple[tuple[int, ...], int]] = set()
     fruitless = 0
@@ -229,52 +230,48 @@ def distinct_puzzles(count: int, args: Args) -> Iterator[Puzzle]:
             seen.add(puzzle.key)
             fruitless = 0
             yield puzzle
-    raise BadInput(
-        f"flag --max_number {args.max_number}: numbers {args.min_number}..{args.max_number}, target {args.min_target}.."
-        f"{args.max_target} and operators {args.operators} make only about {len(seen)} distinct puzzles of {count} "
-        f"numbers; --train_problems {args.train_problems} and --test_problems {args.test_problems} need more"
-    )
 
 
-def cap_patterns(puzzles: Iterator[Puzzle], num_problems: int, max_share: float) -> Iterator[Puzzle]:
-    """The first `num_problems` puzzles that leave every constant pattern at or under its share of them."""
-    num_solved = np.zeros(0, dtype=int)  # (patterns,)
-    num_kept = 0
-    while num_kept < num_problems:
+def capped(puzzles: Iterator[Puzzle], num_problems: int, max_share: float) -> list[Puzzle]:
+    """The first `num_problems` puzzles of which no constant pattern solves more than `max_share`; fewer, if a whole
+    batch brings none that may be added."""
+    chosen: list[Puzzle] = []
+    num_solved = np.zeros(1, dtype=int)  # (patterns,) from the first batch on
+    num_before = -1
+    while num_before < len(chosen) < num_problems:
+        num_before = len(chosen)
         batch = list(islice(puzzles, CAP_BATCH))
+        if not batch:
+            break
         numbers, targets = np.array([p.numbers for p in batch]), np.array([p.target for p in batch])
-        hits = np.stack([hits for _, hits in pattern_hits(numbers, targets)], axis=1)  # (batch, patterns)
-        if num_solved.size == 0:
-            num_solved = np.zeros(hits.shape[1], dtype=int)
-        kept_before = num_kept
+        hits = np.stack([hit for _, hit in pattern_hits(numbers, targets)], axis=1)  # (batch, patterns)
+        num_solved = np.broadcast_to(num_solved, hits.shape[1:]).copy()
         for puzzle, hit in zip(batch, hits, strict=True):
-            if num_kept < num_problems and np.all(num_solved[hit] + 1 <= max_share * num_problems):
+            if len(chosen) < num_problems and np.all(num_solved[hit] + 1 <= max_share * num_problems):
                 num_solved[hit] += 1
-                num_kept += 1
-                yield puzzle
-        if num_kept == kept_before:
-            raise BadInput(
-                f"flag --max_pattern_share {max_share}: only {num_kept} of {num_problems} puzzles can be found before "
-                f"every further one is solved by a pattern that has its share already; it must be larger"
-            )
+                chosen.append(puzzle)
+    return chosen
 
 
 def make_puzzles(args: Args) -> tuple[list[Puzzle], list[Puzzle]]:
-    """Train and test puzzles, the counts of numbers in equal parts and mixed. The test puzzles are drawn first."""
-    train: list[Puzzle] = []
-    test: list[Puzzle] = []
+    """Train and test puzzles, the counts of numbers in equal parts and mixed. BadInput where there are too few."""
+    splits: dict[str, list[Puzzle]] = {"test": [], "train": []}  # the test puzzles are drawn first
+    num_problems = {"test": args.test_problems, "train": args.train_problems}
     counts = range(args.min_numbers, args.max_numbers + 1)
     for i, count in enumerate(counts):
         puzzles = distinct_puzzles(count, args)
-        for split, num_problems in ((test, args.test_problems), (train, args.train_problems)):
-            share = (num_problems + i) // len(counts)  # the shares add up to num_problems
-            if args.max_pattern_share < 1:
-                split += cap_patterns(puzzles, share, args.max_pattern_share)
-            else:
-                split += islice(puzzles, share)
-    random.Random(f"countdown {args.seed} train order").shuffle(train)
-    random.Random(f"countdown {args.seed} test order").shuffle(test)
-    return train, test
+        for split, chosen in splits.items():
+            wanted = (num_problems[split] + i) // len(counts)  # over the counts these add up to num_problems
+            found = capped(puzzles, wanted, args.max_pattern_share) if args.max_pattern_share < 1 else list(
+                islice(puzzles, wanted))
+            require(len(found) == wanted, f"--{split}_problems", num_problems[split],
+                    f"only {len(found)} of {wanted} puzzles of {count} numbers could be found; allow larger numbers "
+                    f"(--max_number {args.max_number}), targets {args.min_target}..{args.max_target} or operators "
+                    f"{args.operators}, or a larger --max_pattern_share {args.max_pattern_share}")
+            chosen += found
+    for split, chosen in splits.items():
+        random.Random(f"countdown {args.seed} {split} order").shuffle(chosen)
+    return splits["train"], splits["test"]
 
 
 def to_row(puzzle: Puzzle, index: int, split: str, operators: str) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# What:     UFT on Countdown with a tiny model, from nothing: environment, data, base model, training, curves.
+# Hardware: two CPU cores and 4 GB of memory; a GPU is used where there is one.
+# Expect:   see the closing table in README.md.
+# How:      bash launch_scripts/quickstart.sh            # any flag of training/uft.py may follow, e.g. --seed 1
+# A second call reuses environment, data and base model and trains anew. Everything lands in runs/quickstart (or $RUN).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/setup.sh requirements.txt
+run="${RUN:-runs/quickstart}"
+started=$SECONDS
+
+if [[ ! -f "$run/data/test.parquet" ]]; then
+    python -m utils.tasks.countdown --output_dir "$run/data" --train_problems 10240 --test_problems 1024 \
+        --min_numbers 3 --max_numbers 3 --max_number 25 --min_target 10 --max_target 60 --operators "+-*" \
+        --max_pattern_share 0.15
+fi
+if [[ ! -f "$run/base/config.json" ]]; then
+    python -m utils.tiny_base --data "$run/data" --output_dir "$run/base" --steps 1500 --solved_fraction 0.3
+fi
+
+gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
+deepspeed --num_gpus "$((gpus == 1 ? 1 : 2))" training/uft.py \
+    --model "$run/base" \
+    --data "$run/data" \
+    --output_dir "$run/uft" \
+    --overwrite \
+    --total_steps 200 \
+    --hint_steps 140 \
+    --prompts_per_step 32 \
+    --group_size 8 \
+    --mini_batch_prompts 32 \
+    --max_prompt_length 96 \
+    --max_response_length 64 \
+    --max_tokens_per_micro_batch 4096 \
+    --lr 3e-4 \
+    --sft_coef 0.3 \
+    --eval_every 20 \
+    --save_every 100 \
+    --zero_stage 3 \
+    "$@"
+echo "quickstart took $(( (SECONDS - started) / 60 )) min $(( (SECONDS - started) % 60 )) s, installation apart"

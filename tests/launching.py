@@ -1,0 +1,94 @@
+"""Starting the scripts as a user does: `deepspeed --num_gpus N training/uft.py ...` from the repository root."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from utils.report import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+DEEPSPEED = Path(sys.executable).parent / "deepspeed"
+TIMEOUT = 240  # seconds; a run that takes longer hangs
+MARK = "LAUNCHED_BY_TEST"  # environment variable, inherited by every process of a launch
+
+
+def to_words(flags: dict) -> list[str]:
+    """{"lr": 1e-3, "resume": True, "share_prefix": False} as `--lr 0.001 --resume --no_share_prefix`."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def launch(script: str, flags: dict, num_processes: int, **variables: str) -> subprocess.CompletedProcess:
+    """The script under the real `deepspeed` launcher on `num_processes` processes of this machine."""
+    return launch_words(script, to_words(flags), num_processes, **variables)
+
+
+def launch_words(script: str, words: list[str], num_processes: int, **variables: str) -> subprocess.CompletedProcess:
+    """The same with the words of the command line as they are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
+    return run(command + words, **variables)
+
+
+def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedProcess:
+    """The script as one plain process, no launcher."""
+    return run([sys.executable, script, *to_words(flags)], **variables)
+
+
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
+    """The command from the repository root. On a timeout all its processes are killed, and the output is shown.
+
+    The result carries `mark`, for `survivors`.
+    """
+    mark = uuid.uuid4().hex
+    path = f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"  # the launcher finds ninja there
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PATH": path, MARK: mark} | variables, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        raise AssertionError(f"{' '.join(command)} hung for {TIMEOUT} s\n{stdout}\n{stderr}") from None
+    result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    result.mark = mark
+    return result
+
+
+def survivors(result: subprocess.CompletedProcess) -> list[str]:
+    """Command lines of the processes of a launch that still live (Linux)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={result.mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """The same result; an AssertionError with the end of its output where it failed."""
+    assert result.returncode == 0, f"{' '.join(result.args)}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
+    return result
+
+
+def training_lines(output_dir: Path) -> list[dict]:
+    return [line for line in read_metrics(output_dir) if "loss" in line]
+
+
+def evaluation_lines(output_dir: Path) -> list[dict]:
+    return [line for line in read_metrics(output_dir) if "eval/accuracy" in line]

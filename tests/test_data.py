@@ -1,0 +1,210 @@
+"""The authors' schema, what is refused and in which words, and the order of problems."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models import make_problem
+from utils import data
+from utils.checks import BadInput
+from utils.data import Problem, data_folder, fingerprint, load_problems, problems_of_step
+
+AUTHORS_DATA = Path(__file__).resolve().parents[2] / "shared" / "reference_data" / "countdown"
+ROW = {
+    "data_source": "countdown",
+    "prompt": [{"role": "user", "content": "Make 5 of 2, 3. <think> "}],
+    "hint": ["2 + 3 = 5\n", "So it is 2 + 3."],
+    "answer": "2 + 3 = 5\nSo it is 2 + 3.\n</think> <answer> 2 + 3 </answer>",
+    "reward_model": {"style": "rule", "ground_truth": {"target": 5, "numbers": [2, 3]}},
+    "extra_info": {"split": "train", "index": 0},
+}
+
+
+def write(folder: Path, rows: list[dict], split: str = "train") -> str:
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    return str(folder)
+
+
+def message_of(folder, split: str = "train") -> str:
+    with pytest.raises(BadInput) as error:
+        load_problems(str(folder), split)
+    return str(error.value)
+
+
+# ---- reading ----
+
+
+def test_a_row_becomes_a_problem(tmp_path):
+    folder = write(tmp_path, [ROW, ROW | {"hint": [], "answer": "other"}], "test")
+    assert load_problems(folder, "test") == [
+        Problem(0, "countdown", "Make 5 of 2, 3. <think> ", ("2 + 3 = 5\n", "So it is 2 + 3."), ROW["answer"],
+                {"target": 5, "numbers": [2, 3]}),
+        Problem(1, "countdown", "Make 5 of 2, 3. <think> ", (), "other", {"target": 5, "numbers": [2, 3]}),
+    ]
+
+
+def test_each_split_is_read_from_its_file(tmp_path):
+    write(tmp_path, [ROW], "test")
+    write(tmp_path, [ROW | {"answer": "train"}], "train")
+    assert [problem.demonstration for problem in load_problems(str(tmp_path), "train")] == ["train"]
+    assert [problem.demonstration for problem in load_problems(str(tmp_path), "test")] == [ROW["answer"]]
+
+
+@pytest.mark.skipif(not AUTHORS_DATA.is_dir(), reason=f"the authors' data is not at {AUTHORS_DATA}")
+@pytest.mark.parametrize(("split", "count"), [("train", 10_240), ("test", 1_024)])
+def test_the_authors_countdown_loads_unchanged(split, count):
+    problems = load_problems(str(AUTHORS_DATA), split)
+    table = pq.read_table(AUTHORS_DATA / f"{split}.parquet")
+    assert len(problems) == table.num_rows == count
+    assert [problem.prompt for problem in problems] == [row[0]["content"] for row in table["prompt"].to_pylist()]
+    assert [problem.demonstration for problem in problems] == table["answer"].to_pylist()
+    assert [list(problem.solution) for problem in problems] == table["hint"].to_pylist()
+    assert {len(problem.solution) for problem in problems} == {3, 4}
+    for problem in problems:
+        assert problem.prompt.endswith("<think> ")
+        assert problem.demonstration.startswith("".join(problem.solution))
+        assert set(problem.ground_truth) == {"target", "numbers"}
+
+
+# ---- refusing ----
+
+
+def test_a_missing_file_is_named(tmp_path):
+    write(tmp_path, [ROW], "train")
+    assert message_of(tmp_path, "test") == f"flag --data {tmp_path}: test.parquet is missing in {tmp_path}"
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_text("data_source,prompt\n")
+    assert message_of(tmp_path).startswith(f"flag --data {tmp_path}: train.parquet cannot be read as parquet")
+
+
+@pytest.mark.parametrize("column", ["data_source", "prompt", "hint", "answer", "reward_model"])
+def test_a_missing_column_is_named(tmp_path, column):
+    write(tmp_path, [{name: value for name, value in ROW.items() if name != column}])
+    assert f"train.parquet has no column {column}; needed are data_source, prompt" in message_of(tmp_path)
+
+
+def test_all_missing_columns_are_named_at_once(tmp_path):
+    write(tmp_path, [{"data_source": "countdown", "prompt": ROW["prompt"], "answer": ""}])
+    assert "train.parquet has no column hint, reward_model" in message_of(tmp_path)
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    pq.write_table(pa.Table.from_pylist([ROW]).slice(0, 0), tmp_path / "test.parquet")
+    assert message_of(tmp_path, "test") == f"flag --data {tmp_path}: test.parquet has no rows"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("data_source", "addition", "data_source 'addition' has no verifier; known: countdown"),
+        ("data_source", None, "data_source None has no verifier"),
+        ("data_source", ["countdown"], "data_source ['countdown'] has no verifier"),
+        ("prompt", "Make 5.", "prompt must be a list of one message whose content is a text"),
+        ("prompt", [], "prompt must be a list of one message"),
+        ("prompt", ["Make 5."], "prompt must be a list of one message"),
+        ("prompt", [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], "list of one message"),
+        ("prompt", [{"role": "user"}], "prompt must be a list of one message whose content is a text"),
+        ("prompt", [{"role": "user", "content": ""}], "prompt must be a list of one message whose content is a text"),
+        ("prompt", [{"role": "user", "content": 5}], "prompt must be a list of one message whose content is a text"),
+        ("hint", "2 + 3 = 5", "hint must be a list of texts"),
+        ("hint", ["2 + 3 = 5", None], "hint must be a list of texts"),
+        ("hint", [1, 2], "hint must be a list of texts"),
+        ("hint", None, "hint must be a list of texts"),
+        ("hint", ["It is <answer>", " 2 + 3 </answer>"], "hint must not hold an <answer>"),
+        ("hint", ["It is <ans", "wer> 2 + 3"], "hint must not hold an <answer>"),  # cut across chunks
+        ("answer", 5, "answer must be a text"),
+        ("answer", None, "answer must be a text"),
+        ("reward_model", "rule", "reward_model must hold ground_truth"),
+        ("reward_model", {"style": "rule"}, "reward_model must hold ground_truth"),
+        ("reward_model", {"ground_truth": "5"}, "reward_model must hold ground_truth"),
+        ("reward_model", {"ground_truth": {"target": 5}}, "ground_truth"),  # not what the verifier needs
+        ("reward_model", {"ground_truth": {"target": "five", "numbers": [2, 3]}}, "ground_truth"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_file_row_and_rule(tmp_path, column, value, rule):
+    write(tmp_path, [ROW | {column: value}])
+    message = message_of(tmp_path)
+    assert message.startswith(f"flag --data {tmp_path}: train.parquet row 0: ")
+    assert rule in message
+
+
+def test_the_row_that_is_wrong_is_named(tmp_path):
+    write(tmp_path, [ROW, ROW, ROW | {"answer": None}])
+    assert "train.parquet row 2: answer must be a text" in message_of(tmp_path)
+
+
+def test_data_that_is_neither_a_task_nor_a_folder_is_refused():
+    with pytest.raises(BadInput, match=r"--data no/such: must be a built-in task \(countdown\) or a folder"):
+        data_folder("no/such")
+
+
+def test_a_built_in_task_is_built_at_first_use_only(tmp_path, monkeypatch):
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            write(folder, [ROW], split)
+
+    monkeypatch.setattr(data, "BUILT_IN", {"toy": build})
+    monkeypatch.setattr(data, "BUILT_IN_FOLDER", tmp_path)
+    assert [len(load_problems("toy", split)) for split in ("train", "test", "train")] == [1, 1, 1]
+    assert built == [tmp_path / "toy"]
+
+
+# ---- order ----
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 13), st.integers(1, 30), st.integers(1, 6), st.integers(0, 5))
+def test_every_epoch_visits_every_problem_once(num_problems, count, num_steps, seed):
+    problems = [make_problem(index) for index in range(num_problems)]
+    steps = [problems_of_step(problems, step, count, seed) for step in range(1, num_steps + 1)]
+    assert [len(step) for step in steps] == [count] * num_steps
+    visits = [problem.index for step in steps for problem in step]
+    for start in range(0, len(visits), num_problems):
+        epoch = visits[start : start + num_problems]
+        assert max(Counter(epoch).values()) == 1
+    assert len(set(visits)) == min(num_problems, count * num_steps)
+
+
+def test_problems_of_a_step_are_a_function_of_seed_and_step():
+    problems = [make_problem(index) for index in range(30)]
+
+    def visits(step, seed=0):
+        return [problem.index for problem in problems_of_step(problems, step, 30, seed)]
+
+    third = visits(3)
+    assert visits(1) != third != visits(2)  # epochs have orders of their own
+    assert visits(3) == third  # whatever was asked before
+    assert visits(3, seed=1) != third
+    assert third != list(range(30))
+
+
+def test_an_order_is_cut_into_steps_of_any_size_without_change():
+    problems = [make_problem(index) for index in range(10)]
+    sevens = [problem for step in (1, 2, 3, 4, 5, 6) for problem in problems_of_step(problems, step, 7, 3)]
+    threes = [problem for step in range(1, 15) for problem in problems_of_step(problems, step, 3, 3)]
+    assert sevens == threes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"prompt": "other"}, {"solution": ("other",)}, {"demonstration": "other"}, {"data_source": "other"},
+     {"ground_truth": {"target": 6, "numbers": [2, 3]}}],
+    ids=lambda other: next(iter(other)),
+)
+def test_equal_fingerprints_mean_equal_data(other):
+    problems = [make_problem(0), make_problem(1)]
+    assert fingerprint(problems) == fingerprint([make_problem(0), make_problem(1)])
+    assert fingerprint([problems[0], replace(problems[1], **other)]) != fingerprint(problems)
+    assert fingerprint(problems[:1]) != fingerprint(problems)

@@ -1,0 +1,92 @@
+"""--dump_batch reads a batch back from its tensors: every token stands under what it is."""
+
+import re
+
+from inference.hybrid_engine import Rollout
+from tests.models import CPU, byte_tokenizer, make_problem
+from utils.hints import Prompt, build_demonstration, encode
+from utils.inspection import describe_group
+from utils.packing import Segment, _tensors, pack
+
+TOKENIZER = byte_tokenizer()
+END = TOKENIZER.eos_token
+
+
+def make_group(prompt: str, hint: str, *responses: str) -> list[Rollout]:
+    given = Prompt(make_problem(), encode(prompt, TOKENIZER), encode(hint, TOKENIZER), 1)
+    group = []
+    for response in responses:
+        ids = TOKENIZER(response, add_special_tokens=False)["input_ids"]
+        group.append(Rollout(given, ids, [0.0] * len(ids), "stop" if response.endswith(END) else "length"))
+    return group
+
+
+def lines_of(micro_batch) -> list[str]:
+    return re.sub(r"\033\[\d+m", "", describe_group(micro_batch, TOKENIZER)).split("\n")
+
+
+def response(text: str, num_tokens: int, advantage: str) -> str:
+    return f"response ({num_tokens} tokens, pg_loss with advantage {advantage}, kl_loss, entropy): {text}"
+
+
+def test_prompt_hint_and_responses_are_told_apart():
+    [micro_batch] = pack([make_group("ask ", "hi", "ok" + END, "no", "q", END)], [[1.0, -0.5, 0.0, 2.0]], 100, CPU)
+    assert lines_of(micro_batch) == [
+        "prompt (4 tokens, no loss): ask ",
+        "hint (2 tokens, sft_loss): h|i",
+        response(f"o|k|{END}", 3, "+1.000"),
+        response("n|o", 2, "-0.500"),
+        response("q", 1, "+0.000"),
+        response(END, 1, "+2.000"),
+    ]
+
+
+def test_a_group_without_a_hint():
+    [micro_batch] = pack([make_group("ask ", "", "x", "yz")], [[1.0, 2.0]], 100, CPU)
+    assert lines_of(micro_batch) == [
+        "prompt (4 tokens, no loss): ask ",
+        "hint (0 tokens, sft_loss): ",
+        response("x", 1, "+1.000"),
+        response("y|z", 2, "+2.000"),
+    ]
+
+
+def test_of_several_groups_in_a_row_only_the_first_is_shown():
+    for first_hint in ("", "hi"):
+        for second_hint in ("", "ho"):
+            groups = [make_group("ask ", first_hint, "ab", "c"), make_group("p", second_hint, "de", "f")]
+            micro_batch = _tensors([[Segment(group, [1.0, 2.0]) for group in groups]], CPU)
+            assert micro_batch.input_ids.shape[0] == 1
+            assert lines_of(micro_batch) == [
+                "prompt (4 tokens, no loss): ask ",
+                f"hint ({len(first_hint)} tokens, sft_loss): {'|'.join(first_hint)}",
+                response("a|b", 2, "+1.000"),
+                response("c", 1, "+2.000"),
+            ]
+
+
+def test_of_several_rows_only_the_first_group_is_shown():
+    groups = [make_group("ask ", "hi", "ab", "c"), make_group("other", "", "de", "fg"), make_group("r", "", "s", "t")]
+    [micro_batch] = pack(groups, [[1.0, 2.0]] * 3, 100, CPU)
+    assert micro_batch.input_ids.shape[0] > 1
+    shown = lines_of(micro_batch)
+    assert len(shown) == 4 and shown[0] == "prompt (4 tokens, no loss): ask "
+
+
+def test_of_several_demonstrations_only_the_first_is_shown():
+    """SFT: empty responses, so that all scored tokens of the micro-batch are hint tokens."""
+    problems = [make_problem(0, "ask ", demonstration="yes, well"), make_problem(1, "p", demonstration="no")]
+    groups = [[Rollout(build_demonstration(problem, TOKENIZER), [], [], "stop")] for problem in problems]
+    for micro_batch in (pack(groups, [[0.0]] * 2, 100, CPU)[0], _tensors([[Segment(g, [0.0]) for g in groups]], CPU)):
+        assert lines_of(micro_batch) == [
+            "prompt (4 tokens, no loss): ask ",
+            f"hint (10 tokens, sft_loss): {'|'.join('yes, well')}|{END}",
+        ]
+
+
+def test_a_hint_is_shown_as_one_where_prefixes_are_not_shared():
+    """The longest row comes first: it may be a copy of the prefix whose hint is scored elsewhere."""
+    [micro_batch] = pack([make_group("ask ", "hi", "a", "bcd")], [[1.0, 2.0]], 100, CPU, share_prefix=False)
+    shown = lines_of(micro_batch)
+    assert shown[0] == "prompt (4 tokens, no loss): ask "
+    assert shown[1].startswith("hint (2 tokens") and shown[1].endswith(": h|i")

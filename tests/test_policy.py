@@ -1,0 +1,92 @@
+"""The forward pass: chunks change nothing, temperature divides the logits, entropies are in nats."""
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+from tests.models import VOCABULARY, tiny_model
+from utils import policy
+from utils.policy import ChunkedHead, Policy, score_states
+
+LENGTH = 11
+
+
+def inputs(seed=0):
+    """Two rows with the ordinary causal mask; scored are 13 of the 22 states, in no order, two of them twice."""
+    random = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(VOCABULARY, (2, LENGTH), generator=random)
+    mask = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    predictors = torch.cat([torch.randperm(2 * LENGTH, generator=random)[:11], torch.tensor([3, 3])])
+    targets = torch.randint(VOCABULARY, (13,), generator=random)
+    return input_ids, torch.arange(LENGTH).expand(2, -1), mask, predictors, targets
+
+
+def scores_and_gradients(model, temperature=0.7):
+    logprobs, entropies = Policy(model)(*inputs(), temperature)
+    loss = (logprobs * torch.linspace(-1, 1, 13)).sum() + entropies.mean()
+    return logprobs.detach(), entropies.detach(), torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scores_are_those_of_the_models_own_logits_at_the_temperature(kind, temperature):
+    model = tiny_model(kind)
+    input_ids, _, _, predictors, targets = inputs()
+    logprobs, entropies = Policy(model)(*inputs(), temperature)
+    expected = (model(input_ids=input_ids).logits.flatten(0, 1)[predictors] / temperature).log_softmax(dim=-1)
+    torch.testing.assert_close(logprobs, expected[torch.arange(13), targets], atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropies, -(expected.exp() * expected).sum(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 12])
+def test_chunks_change_neither_values_nor_gradients(monkeypatch, rows):
+    model = tiny_model()
+    whole = scores_and_gradients(model)
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", rows * VOCABULARY + VOCABULARY // 2)
+    torch.testing.assert_close(scores_and_gradients(model), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunks"),
+    [(13 * VOCABULARY, [13]), (13 * VOCABULARY - 1, [12, 1]), (5 * VOCABULARY, [5, 5, 3]), (1, [1] * 13)],
+)
+def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chunks):
+    """But for a single state, whose logits are more than the limit already."""
+    sizes = []
+
+    def recording(states, *rest):
+        sizes.append(len(states))
+        return score_states(states, *rest)
+
+    monkeypatch.setattr(policy, "score_states", recording)
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    Policy(tiny_model())(*inputs(), 1.0)
+    assert sizes == chunks
+
+
+def test_scores_by_hand():
+    """A head of three words, logits (0, 0, ln 2) and at temperature 1/2 (0, 0, ln 4)."""
+    head = ChunkedHead(torch.nn.Parameter(torch.tensor([[0.0], [0.0], [1.0]])))
+    states, targets = torch.full((2, 1), math.log(2)), torch.tensor([0, 2])
+    logprobs, entropies = head(states, targets, 1.0)
+    torch.testing.assert_close(logprobs, torch.tensor([0.25, 0.5]).log())
+    torch.testing.assert_close(entropies, torch.full((2,), 1.5 * math.log(2)))  # 1/2 ln 2 + 2 * 1/4 ln 4
+    logprobs, entropies = head(states, targets, 0.5)
+    torch.testing.assert_close(logprobs, torch.tensor([1 / 6, 2 / 3]).log())
+    torch.testing.assert_close(entropies, torch.full((2,), math.log(6) / 3 + 2 / 3 * math.log(1.5)))
+
+
+def test_scores_are_float32_whatever_the_weights_are():
+    head = ChunkedHead(torch.nn.Parameter(torch.randn(5, 3, dtype=torch.bfloat16)))
+    logprobs, entropies = head(torch.randn(2, 3, dtype=torch.bfloat16), torch.tensor([0, 4]), 1.0)
+    assert logprobs.dtype == entropies.dtype == torch.float32
+
+
+def test_the_head_is_the_models_own_parameter():
+    """Tied embeddings get the gradient of both uses, and a sharded model is not held twice."""
+    model = tiny_model(Qwen2ForCausalLM)
+    wrapped = Policy(model)
+    assert wrapped.head.weight is model.get_input_embeddings().weight
+    assert len(list(wrapped.parameters())) == len(list(model.parameters()))
