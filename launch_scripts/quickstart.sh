@@ -11,12 +11,12 @@ run="${RUN:-runs/quickstart}"
 started=$SECONDS
 
 if [[ ! -f "$run/data/test.parquet" ]]; then
-    python -m utils.tasks.countdown --output_dir "$run/data" --train_problems 10240 --test_problems 1024 \
+    python -m utils.tasks.countdown --output_dir "$run/data" --train_problems 6000 --test_problems 1024 \
         --min_numbers 3 --max_numbers 3 --max_number 25 --min_target 10 --max_target 60 --operators "+-*" \
         --max_pattern_share 0.15
 fi
 if [[ ! -f "$run/base/config.json" ]]; then
-    python -m utils.tiny_base --data "$run/data" --output_dir "$run/base" --steps 1500 --solved_fraction 0.3
+    python -m utils.tiny_base --data "$run/data" --output_dir "$run/base" --steps 2500 --solved_fraction 0.3
 fi
 
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
@@ -26,15 +26,15 @@ deepspeed --num_gpus "$((gpus == 1 ? 1 : 2))" training/uft.py \
     --output_dir "$run/uft" \
     --overwrite \
     --total_steps 200 \
-    --hint_steps 140 \
-    --prompts_per_step 32 \
-    --group_size 8 \
-    --mini_batch_prompts 32 \
+    --hint_steps 120 \
+    --prompts_per_step 64 \
+    --group_size 4 \
+    --mini_batch_prompts 16 \
     --max_prompt_length 96 \
     --max_response_length 64 \
     --max_tokens_per_micro_batch 4096 \
     --lr 3e-4 \
-    --sft_coef 0.3 \
+    --sft_coef 1.0 \
     --eval_every 20 \
     --save_every 100 \
     --zero_stage 3 \

@@ -56,7 +56,7 @@ def compactions(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
 @KINDS
 def test_greedy_is_generate_token_for_token(kind, compactions):
     """Past the first capacity of the suffix cache and its first doubling; rows end at all times and leave."""
-    model = tiny_model(kind, scale=0.6, seed=3)
+    model = tiny_model(kind, scale=0.5, seed=6)
     prompts, limit = random_prompts(LENGTHS), 2 * torch_engine.FIRST_CAPACITY + 6
     groups = TorchEngine(model, ENDS, GB).generate(prompts, 1, limit, temperature=0.0)
     finishes = [rollout.finish for [rollout] in groups]
@@ -65,7 +65,7 @@ def test_greedy_is_generate_token_for_token(kind, compactions):
         expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
                                   max_new_tokens=limit, eos_token_id=list(ENDS), pad_token_id=0)
         assert rollout.response_ids == expected[0, ids.shape[1] :].tolist()
-    assert {"stop", "length"} == set(finishes)
+    assert set(finishes) == {"stop", "length"}
     assert len({len(rollout.response_ids) for [rollout] in groups}) > 4  # not all end together
     assert compactions
 
@@ -84,9 +84,9 @@ def test_greedy_logprobs_are_those_of_temperature_one():
 @KINDS
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_of_samples_are_those_of_packed_training(kind, temperature, compactions):
-    engine = make_engine(kind)
+    engine = make_engine(kind, ends=ENDS[:1])
     prompts = random_prompts(LENGTHS)
-    groups = sample(engine, prompts, group_size=5, max_response_length=45, temperature=temperature)
+    groups = sample(engine, prompts, group_size=5, max_response_length=70, temperature=temperature)
     actor = scorer(engine.model, temperature)
     num_tokens = 0
     for micro_batch in pack(groups, [[0.0] * 5] * len(groups), 2000, CPU):

@@ -193,7 +193,7 @@ def largest(difference: torch.Tensor) -> float:
 
 def run(case: Case) -> dict:
     actor = zero.Actor(
-        make_model(case), lr=1.0, betas=BETAS, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM,
+        make_model(case), betas=BETAS, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM,
         temperature=TEMPERATURE, zero_stage=case.stage, offload=case.offload,
         gradient_checkpointing=case.gradient_checkpointing,
     )  # fmt: skip
@@ -228,7 +228,7 @@ def run(case: Case) -> dict:
 
     plain_losses, plain_norms, plain_model = plain_updates(case)
     plain_weights = {name: weight.detach() for name, weight in plain_model.named_parameters()}
-    initial = dict(make_plain_model(case).named_parameters())
+    initial = {name: weight.detach() for name, weight in make_plain_model(case).named_parameters()}
     changes = torch.cat([(weights[name] - initial[name]).flatten() for name in initial])
     plain_changes = torch.cat([(plain_weights[name] - initial[name]).flatten() for name in initial])
     return {

@@ -26,6 +26,9 @@ def launch(main: Callable, args_class: type) -> None:
         if is_first_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all files are closed; a library's thread aborts the interpreter's teardown in about one run of ten
 
 
 def world_size() -> int:

@@ -27,7 +27,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from rewards import score
 from utils.checks import check_fractions, check_not_negative, check_positive, launch, require
-from utils.data import Problem, load_problems
+from utils.data import Problem, data_folder, load_problems
 from utils.tasks import countdown
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
@@ -37,7 +37,7 @@ IGNORED = -100  # label of a token without loss
 @dataclass(frozen=True)
 class Args:
     data: str
-    """folder with Countdown, written by utils.tasks.countdown; the kind of puzzles is read from it"""
+    """`countdown`, or a folder that utils.tasks.countdown wrote; the kind of puzzles is read from it"""
     output_dir: str
     """folder for the model, in the form of transformers; must not exist, unless --overwrite"""
     overwrite: bool = False
@@ -193,7 +193,7 @@ def evaluate(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: list[
 def main(args: Args) -> None:
     check(args)
     test_problems = load_problems(args.data, "test")
-    setting = countdown.load_setting(args.data)
+    setting = countdown.load_setting(data_folder(args.data))
     if args.threads:
         torch.set_num_threads(args.threads)
     test_keys = {(tuple(sorted(p.ground_truth["numbers"])), p.ground_truth["target"]) for p in test_problems}

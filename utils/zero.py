@@ -85,7 +85,7 @@ class Actor(Scorer):
             config=deepspeed_config(zero_stage, model.dtype, max_grad_norm, offload),
         )
         if zero_stage == 0:
-            # In bfloat16 DeepSpeed allocates Adam's state by a step without gradients: harmless at rate 0, if forgotten.
+            # In bfloat16 DeepSpeed allocates Adam's state by an empty step: harmless at rate 0, if then forgotten.
             for state in optimizer.state.values():
                 state["step"].zero_()
         super().__init__(policy, engine, temperature)

@@ -262,8 +262,10 @@ def make_puzzles(args: Args) -> tuple[list[Puzzle], list[Puzzle]]:
         puzzles = distinct_puzzles(count, args)
         for split, chosen in splits.items():
             wanted = (num_problems[split] + i) // len(counts)  # over the counts these add up to num_problems
-            found = capped(puzzles, wanted, args.max_pattern_share) if args.max_pattern_share < 1 else list(
-                islice(puzzles, wanted))
+            if args.max_pattern_share < 1:
+                found = capped(puzzles, wanted, args.max_pattern_share)
+            else:
+                found = list(islice(puzzles, wanted))
             require(len(found) == wanted, f"--{split}_problems", num_problems[split],
                     f"only {len(found)} of {wanted} puzzles of {count} numbers could be found; allow larger numbers "
                     f"(--max_number {args.max_number}), targets {args.min_target}..{args.max_target} or operators "
@@ -318,9 +320,9 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
         shutil.rmtree(folder)
 
 
-def load_setting(folder: str) -> Setting:
-    """The setting of a folder that `build` wrote. BadInput for any other folder."""
-    metadata = pq.read_schema(os.path.join(folder, "train.parquet")).metadata or {}
+def load_setting(folder: str | os.PathLike) -> Setting:
+    """The setting of a folder that `build` wrote. BadInput for other folders with a test.parquet."""
+    metadata = pq.read_schema(os.path.join(folder, "test.parquet")).metadata or {}
     if METADATA_KEY not in metadata:
         raise BadInput(f"flag --data {folder}: must have been written by utils.tasks.countdown")
     return Setting(**json.loads(metadata[METADATA_KEY]))

@@ -1,0 +1,258 @@
+"""The scripts as users start them, on a tiny model: what a run writes, and what its numbers must not depend on."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.launching import evaluation_lines, launch, start, succeed, training_lines
+from training import uft
+from utils.data import load_problems, problems_of_step
+from utils.hints import encode
+
+TRAINING_FIELDS = {
+    "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "lr",
+    "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups", "logprob_mismatch",
+    "tokens_per_second", "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update",
+}  # fmt: skip
+COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups")
+NOISE = 1e-5  # a difference of float32 log-probabilities, not a number to agree on
+STEPS, HINT_STEPS, PROMPTS, RESPONSE_LENGTH = 4, 2, 16, 48
+
+
+@pytest.fixture(scope="module")
+def flags(base_model, countdown_data):
+    """Of every run here, sft apart: four steps of two updates, hints in the first two."""
+    return {
+        "model": base_model, "data": countdown_data, "seed": 1, "total_steps": STEPS, "eval_every": 2,
+        "eval_problems": 20, "save_every": 2, "prompts_per_step": PROMPTS, "group_size": 4, "mini_batch_prompts": 8,
+        "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH, "max_tokens_per_micro_batch": 320, "lr": 1e-3,
+        "kl_coef": 0.1, "entropy_coef": 0.01,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uft_flags(flags):
+    return flags | {"hint_steps": HINT_STEPS, "p_high": 0.8, "p_low": 0.4, "sft_coef": 0.1}
+
+
+@pytest.fixture(scope="module")
+def uft_launch(tmp_path_factory, uft_flags):
+    """UFT on two processes under ZeRO-3: its folder, and what it printed."""
+    output_dir = tmp_path_factory.mktemp("uft") / "run"
+    more = {"zero_stage": 3, "dump_batch": True, "output_dir": output_dir}
+    return output_dir, succeed(launch("training/uft.py", uft_flags | more, num_processes=2)).stdout
+
+
+@pytest.fixture(scope="module")
+def uft_run(uft_launch):
+    return uft_launch[0]
+
+
+@pytest.fixture(scope="module")
+def uft_alone(tmp_path_factory, uft_flags):
+    """The same run, cut in another way."""
+    output_dir = tmp_path_factory.mktemp("alone") / "run"
+    other = {"zero_stage": 0, "max_tokens_per_micro_batch": 900, "share_prefix": False, "output_dir": output_dir}
+    succeed(launch("training/uft.py", uft_flags | other, num_processes=1))
+    return output_dir
+
+
+def without_times(line):
+    return {name: value for name, value in line.items()
+            if not name.startswith("seconds/") and name != "tokens_per_second"}
+
+
+# ----- what a run writes -----
+
+
+def test_training_lines_have_every_field_of_the_contract(uft_run):
+    lines = training_lines(uft_run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert set(line) >= TRAINING_FIELDS
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
+        assert line["lr"] == 1e-3 and line["grad_norm"] > 0 and line["entropy"] > 0 and line["tokens_per_second"] > 0
+        assert line["kl_loss"] > 0  # the second update of a step is off the reference
+        assert line["flat_groups"] < 1 and 0 < line["accuracy"] < line["format"]  # else these runs would show little
+
+
+def test_evaluation_lines_stand_before_during_and_after(uft_run):
+    lines = evaluation_lines(uft_run)
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert all({"eval/accuracy", "eval/format", "eval/response_tokens"} <= set(line) for line in lines)
+    assert all(line["eval/n"] == 20 for line in lines)
+    assert len({line["eval/response_tokens"] for line in lines}) > 1  # the engine followed the actor
+
+
+def test_run_folder_has_the_files_of_the_contract(uft_run, uft_flags):
+    args = json.loads((uft_run / "args.json").read_text())
+    assert {name: args[name] for name in uft_flags if name not in ("model", "data")} == {
+        name: value for name, value in uft_flags.items() if name not in ("model", "data")}
+    environment = json.loads((uft_run / "environment.json").read_text())
+    assert environment["world_size"] == 2 and environment["versions"]["torch"] == torch.__version__
+    assert {"commit", "diff"} <= set(environment["git"]) and environment["hardware"]["cores"]
+    samples = [json.loads(line) for line in (uft_run / "samples.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in samples if one["kind"] == "evaluation"] == [0, 2, 4]
+    assert all(one["hint"] == "" for one in samples if one["kind"] == "evaluation")
+    assert any(one["hint"] for one in samples if one["kind"] == "training")
+    assert Image.open(uft_run / "curves.png").size > (500, 300)
+    checkpoints = uft_run / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
+    assert (checkpoints / "latest").read_text().strip() == "step_4"
+    for name in ("step_2", "step_4"):
+        assert (checkpoints / name / "hf" / "model.safetensors").is_file()
+        assert any((checkpoints / name / "state").iterdir())
+
+
+def test_hints_are_those_of_the_schedule_and_end_with_it(uft_run, uft_flags, base_model, countdown_data):
+    problems, tokenizer = load_problems(str(countdown_data), "train"), AutoTokenizer.from_pretrained(base_model)
+    args = uft.Args(**uft_flags, output_dir="")
+    for line in training_lines(uft_run):
+        chosen = problems_of_step(problems, line["step"], PROMPTS, args.seed)
+        hints = [uft.draw_hint(problem, line["step"], args) for problem in chosen]
+        assert line["hint_slices"] == pytest.approx(sum(map(len, hints)) / PROMPTS)
+        assert line["hint_tokens"] == pytest.approx(
+            sum(len(encode("".join(hint), tokenizer)) for hint in hints) / PROMPTS)
+        shown = line["step"] <= HINT_STEPS
+        assert (line["hint_slices"] > 0) == (line["sft_loss"] > 0) == (line["hint_tokens"] > 0) == shown
+
+
+def test_loss_is_the_formula_over_its_terms(uft_run, uft_flags):
+    for line in training_lines(uft_run):
+        terms = (line["pg_loss"] + uft_flags["kl_coef"] * line["kl_loss"] - uft_flags["entropy_coef"] * line["entropy"]
+                 + uft_flags["sft_coef"] * line["sft_loss"])
+        assert line["loss"] == pytest.approx(terms, abs=1e-6)
+
+
+def test_engine_samples_from_the_actor(uft_run, uft_alone):
+    for run in (uft_run, uft_alone):
+        assert all(line["logprob_mismatch"] < NOISE for line in training_lines(run))
+
+
+# ----- what numbers must not depend on -----
+
+
+def test_processes_zero_stage_and_packing_leave_every_number_as_it_is(uft_run, uft_alone):
+    lines, others = training_lines(uft_run), training_lines(uft_alone)
+    assert len(lines) == len(others) == STEPS
+    for line, other in zip(lines, others, strict=True):
+        line, other = without_times(line), without_times(other)
+        assert {name: line[name] for name in COUNTED} == pytest.approx({name: other[name] for name in COUNTED}, rel=1e-12)
+        del line["logprob_mismatch"], other["logprob_mismatch"]
+        assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert evaluation_lines(uft_run) == evaluation_lines(uft_alone)
+
+
+def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
+    """Also: without kl_coef there is no reference to diverge from."""
+    short = flags | {"total_steps": 2, "kl_coef": 0, "zero_stage": 0}
+    succeed(start("training/rft.py", short | {"output_dir": tmp_path / "rft"}))
+    succeed(start("training/uft.py", short | {"p_low": 0, "p_high": 0, "output_dir": tmp_path / "uft"}))
+    lines = training_lines(tmp_path / "rft")
+    assert [without_times(line) for line in lines] == [without_times(line) for line in training_lines(tmp_path / "uft")]
+    assert evaluation_lines(tmp_path / "rft") == evaluation_lines(tmp_path / "uft")
+    assert len(lines) == 2
+    assert all(line["kl_loss"] == line["sft_loss"] == line["hint_slices"] == 0 for line in lines)
+    assert all(line["flat_groups"] < 1 and line["grad_norm"] > 0 for line in lines)
+
+
+def test_killed_and_resumed_run_goes_on_exactly(tmp_path, uft_run, uft_flags):
+    """Killed while step 4 was written: step 3 is logged, step 4 torn, its checkpoint half there."""
+    resumed = tmp_path / "run"
+    shutil.copytree(uft_run, resumed)
+    checkpoints = resumed / "checkpoints"
+    (checkpoints / "step_4").rename(checkpoints / ".step_4.partial")
+    shutil.rmtree(checkpoints / ".step_4.partial" / "hf")
+    (checkpoints / "latest").write_text("step_2\n")
+    lines = (uft_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    numbers = [json.loads(line)["step"] for line in lines]
+    (resumed / "metrics.jsonl").write_text("".join(lines[: numbers.index(4)]) + lines[numbers.index(4)][:30])
+    result = launch("training/uft.py", uft_flags | {"zero_stage": 3, "resume": True, "output_dir": resumed}, 2)
+    assert "resumed from" in succeed(result).stdout and "step_2" in result.stdout
+    assert list(map(without_times, training_lines(resumed))) == list(map(without_times, training_lines(uft_run)))
+    assert evaluation_lines(resumed) == evaluation_lines(uft_run)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
+    ends = [AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_4" / "hf").state_dict()
+            for run in (uft_run, resumed)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    samples = [(one["step"], one["kind"]) for one in map(json.loads, (resumed / "samples.jsonl").open())]
+    assert len(samples) == len(set(samples))
+
+
+# ----- checkpoints and eval.py -----
+
+
+def test_checkpoint_is_a_hugging_face_folder_of_the_trained_weights(uft_run, base_model):
+    base = AutoModelForCausalLM.from_pretrained(base_model)
+    folders = [uft_run / "checkpoints" / name / "hf" for name in ("step_2", "step_4")]
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
+    assert models[0].dtype == torch.float32 and models[0].config.tie_word_embeddings
+    assert models[0].generation_config.eos_token_id == base.generation_config.eos_token_id
+    for name, weight in base.state_dict().items():
+        weights = [weight, *(model.state_dict()[name] for model in models)]
+        assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2]), name
+    text = "Numbers: 3, 4 </think>\n<answer>"
+    assert AutoTokenizer.from_pretrained(folders[1])(text) == AutoTokenizer.from_pretrained(base_model)(text)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_eval_gives_the_number_that_training_logged(tmp_path, uft_run, countdown_data, num_processes):
+    flags = {"model": uft_run / "checkpoints" / "step_4" / "hf", "data": countdown_data, "eval_problems": 20,
+             "output_dir": tmp_path / "eval", "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH}
+    result = succeed(launch("training/eval.py", flags, num_processes))
+    logged = evaluation_lines(uft_run)[-1]
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
+    assert list(results) == ["countdown"]
+    numbers = results["countdown"]
+    assert numbers["n"] == sum(numbers["reasons"].values()) == 20
+    for name in ("accuracy", "format", "response_tokens"):
+        assert numbers[name] == logged[f"eval/{name}"]
+    assert 0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1
+    responses = [json.loads(line) for line in (tmp_path / "eval" / "responses.jsonl").read_text().splitlines()]
+    problems = load_problems(str(countdown_data), "test")[:20]
+    assert [one["prompt"] for one in responses] == [problem.prompt for problem in problems]
+    assert sum(one["correct"] for one in responses) / 20 == numbers["accuracy"]
+    assert {one["reason"] for one in responses} == set(numbers["reasons"])
+    assert "countdown" in result.stdout and "95 % interval" in result.stdout
+
+
+# ----- sft, --dump_batch -----
+
+
+def test_sft_starts_at_the_models_loss_and_lowers_it(tmp_path, base_model, countdown_data):
+    flags = {"model": base_model, "data": countdown_data, "output_dir": tmp_path / "sft", "total_steps": 4, "lr": 1e-3,
+             "warmup": 0, "eval_every": 4, "eval_problems": 4, "prompts_per_step": PROMPTS, "max_prompt_length": 64,
+             "mini_batch_prompts": PROMPTS, "max_response_length": 8, "max_length": 64,
+             "max_tokens_per_micro_batch": 200, "zero_stage": 2}
+    succeed(launch("training/sft.py", flags, num_processes=2))
+    lines = training_lines(tmp_path / "sft")
+    losses = [line["sft_loss"] for line in lines]
+    assert losses[-1] < losses[0] - 0.05
+    assert all(set(line) >= TRAINING_FIELDS and line["loss"] == line["sft_loss"] for line in lines)
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base_model), AutoTokenizer.from_pretrained(base_model)
+    total, num_tokens = 0.0, 0
+    for problem in problems_of_step(load_problems(str(countdown_data), "train"), 1, PROMPTS, seed=0):
+        prompt = tokenizer(problem.prompt)["input_ids"]
+        demonstration = tokenizer(problem.demonstration)["input_ids"] + [tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + demonstration])
+        labels = ids.masked_fill(torch.arange(ids.shape[1])[None] < len(prompt), -100)
+        with torch.no_grad():
+            total += model(ids, labels=labels).loss.item() * len(demonstration)
+        num_tokens += len(demonstration)
+    assert losses[0] == pytest.approx(total / num_tokens, abs=1e-4)
+
+
+def test_dump_batch_tells_prompt_hint_and_responses_apart(uft_launch, countdown_data):
+    printed = uft_launch[1]
+    assert printed.count("tokens, no loss): ") == printed.count("tokens, sft_loss): ") == 1  # one process prints
+    assert printed.count("tokens, pg_loss with advantage ") == 4
+    prompt = printed.split("tokens, no loss): ")[1].split("\033")[0]
+    [problem] = [one for one in load_problems(str(countdown_data), "train") if one.prompt == prompt]
+    hint = printed.split("tokens, sft_loss): ")[1].split("\033")[0].replace("|", "")
+    assert hint and "".join(problem.solution).startswith(hint)
