@@ -83,11 +83,10 @@ def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 def build_engine(name: str, actor, tokenizer: PreTrainedTokenizerBase, kv_cache_gb: float) -> Engine:
     """The engine `name` for a zero.Actor: on the actor's own weights, or on a replica where those are sharded."""
-    from inference.torch_engine import TorchEngine, check_supported
+    from inference.torch_engine import TorchEngine
 
     assert name == "torch"
     model = actor.policy.model
-    check_supported(model)
     ends = eos_ids(tokenizer, model.generation_config.eos_token_id)
     if actor.zero_stage < 3:
         return TorchEngine(model, ends, kv_cache_gb)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from inference.hybrid_engine import Rollout
 from utils.checks import BadInput
 from utils.hints import Prompt
 
-SUPPORTED = (LlamaForCausalLM, Qwen2ForCausalLM)
+SUPPORTED = ("llama", "qwen2")  # model types
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full
 COMPACT_BELOW = 0.75  # share of live rows under which the finished ones leave
 SLACK = 1.15  # slots over live rows that a compaction may leave, to keep samples of one group together
@@ -46,7 +46,7 @@ class TorchEngine:
     model is then a replica of a sharded actor); without it the model's tensors are the actor's own."""
 
     def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None):
-        check_supported(model)
+        check_supported(model.config)
         self.model = model
         self.weights = weights
         self.kv_cache_bytes = kv_cache_gb * 2**30
@@ -199,12 +199,11 @@ class TorchEngine:
         return self.model.lm_head(model.norm(states))
 
 
-def check_supported(model: PreTrainedModel) -> None:
+def check_supported(config: PretrainedConfig) -> None:
     """Raises BadInput for a model whose layers this engine does not know, or whose attention has a window."""
-    if not isinstance(model, SUPPORTED):
-        known = ", ".join(kind.__name__ for kind in SUPPORTED)
-        raise BadInput(f"flag --engine torch: cannot run {type(model).__name__}, only {known}")
-    if isinstance(model, Qwen2ForCausalLM) and model.config.use_sliding_window:
+    if config.model_type not in SUPPORTED:
+        raise BadInput(f"flag --engine torch: cannot run a model of type {config.model_type}, only {SUPPORTED}")
+    if config.to_dict().get("use_sliding_window"):
         raise BadInput("flag --engine torch: cannot run a model with sliding-window attention")
 
 

@@ -26,7 +26,7 @@ deepspeed --num_gpus "$((gpus == 1 ? 1 : 2))" training/uft.py \
     --output_dir "$run/uft" \
     --overwrite \
     --total_steps 200 \
-    --hint_steps 120 \
+    --hint_steps 100 \
     --prompts_per_step 64 \
     --group_size 4 \
     --mini_batch_prompts 16 \

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def countdown_data(tmp_path_factory) -> Path:
-    """Countdown with 200 train and 32 test problems of two small numbers: easy enough for a model trained in seconds."""
+    """Countdown, 200 train and 32 test problems of two small numbers: easy for a model trained in seconds."""
     folder = tmp_path_factory.mktemp("countdown") / "data"
     countdown.build(folder, train_problems=200, test_problems=32, min_numbers=2, max_numbers=2, max_number=15,
                     min_target=3, max_target=40, operators="+-*")
@@ -33,7 +33,7 @@ def countdown_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory, countdown_data) -> Path:
-    """A Hugging Face folder: tied Qwen2, trained for seconds. It knows the format and is sometimes right, so rewards differ."""
+    """A Hugging Face folder: tied Qwen2, trained for seconds. It knows the format and is right at times."""
     folder = tmp_path_factory.mktemp("base_model") / "hf"
     tiny_base.main(tiny_base.Args(
         data=str(countdown_data), output_dir=str(folder), solved_fraction=1.0, steps=400, batch_size=8, lr=8e-3,

@@ -121,7 +121,7 @@ def test_no_hint_after_hint_steps_and_none_without_a_solution():
 
 def test_draw_is_a_function_of_seed_step_and_problem():
     def draws(indices, step=150, seed=0):
-        args = replace(ARGS, seed=seed)
+        args = replace(ARGS, seed=seed, p_high=0.5, p_low=0.5)  # one distribution for all steps
         return {index: len(draw_hint(make_problem(index, solution="abcde"), step, args)) for index in indices}
 
     base = draws(range(60))
@@ -130,6 +130,7 @@ def test_draw_is_a_function_of_seed_step_and_problem():
     assert len(set(base.values())) > 3
     assert draws(range(60), step=151) != base
     assert draws(range(60), seed=1) != base
+    assert draws(range(60), seed=1, step=149) != base
     assert list(base.values()) != list(draws(range(60, 120)).values())
 
 

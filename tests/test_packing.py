@@ -2,6 +2,7 @@
 
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,12 +82,12 @@ def gradients(model, loss):
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-def packed_loss(script, micro_batches, actor, reference, old, **flags):
+def packed_loss(script, micro_batches, actor, reference, old):
     """The script's loss over a mini-batch, its normalisers counted as the script counts them."""
     numbers = {"num_response_tokens": count_tokens([micro_batch.response_mask for micro_batch in micro_batches]),
                "num_hint_tokens": count_tokens([micro_batch.hint_mask for micro_batch in micro_batches])}
     return sum(losses_of_script(script, with_logprobs(micro_batch, old, reference), actor, reference, **numbers,
-                                **(FLAGS | flags))["loss"] for micro_batch in micro_batches)
+                                **FLAGS)["loss"] for micro_batch in micro_batches)
 
 
 def context_of(micro_batch, state: int):
@@ -254,23 +255,25 @@ def test_packing_does_not_write_to_its_arguments():
 # ---- which token gets which loss ----
 
 
-def losses_and_leaf(**flags):
+def losses_and_leaf(seed=0, hint_advantage=0.0):
     """The script's losses of a packed batch, as functions of log-probabilities and entropies that are leaves."""
     groups = random_groups(SIZES)
-    [micro_batch] = pack(groups, flags.pop("advantages", random_advantages(groups)), 300, CPU)
-    random = torch.Generator().manual_seed(0)
-    leaf = torch.randn(2, len(micro_batch.targets), generator=random, requires_grad=True)
+    [micro_batch] = pack(groups, random_advantages(groups, seed), 300, CPU)
+    micro_batch = replace(micro_batch, advantages=micro_batch.advantages + hint_advantage * micro_batch.hint_mask)
     model = scorer(MODELS[Qwen2ForCausalLM])
+    micro_batch = with_logprobs(micro_batch, model, model)
+    noise = torch.randn(2, len(micro_batch.targets), generator=torch.Generator().manual_seed(0))
+    leaf = (micro_batch.old_logprobs + 0.05 * noise).requires_grad_()  # few ratios are clipped
     losses = losses_of_script(
-        uft, with_logprobs(micro_batch, model, model), lambda _: (leaf[0], leaf[1]), model,
-        num_response_tokens=micro_batch.response_mask.sum(), num_hint_tokens=micro_batch.hint_mask.sum(),
-        **(FLAGS | flags),
+        uft, micro_batch, lambda _: (leaf[0], leaf[1]), model,
+        num_response_tokens=micro_batch.response_mask.sum(), num_hint_tokens=micro_batch.hint_mask.sum(), **FLAGS,
     )  # fmt: skip
     return losses, leaf, micro_batch
 
 
 def test_hint_tokens_get_no_policy_gradient_no_kl_and_no_entropy():
-    losses, leaf, micro_batch = losses_and_leaf()
+    """By the mask alone: here the hint tokens have advantages, where `pack` gives them zeros."""
+    losses, leaf, micro_batch = losses_and_leaf(hint_advantage=1.0)
     for name in ("pg_loss", "kl_loss", "entropy"):
         [gradient] = torch.autograd.grad(losses[name], leaf, retain_graph=True)
         assert gradient[:, micro_batch.hint_mask].abs().max() == 0, name
@@ -286,10 +289,9 @@ def test_response_tokens_get_no_sft_loss():
 
 
 def test_advantages_do_not_reach_hint_tokens():
-    groups = random_groups(SIZES)
     gradient_of = {}
     for seed in (1, 2):
-        losses, leaf, micro_batch = losses_and_leaf(advantages=random_advantages(groups, seed))
+        losses, leaf, micro_batch = losses_and_leaf(seed)
         [gradient_of[seed]] = torch.autograd.grad(losses["loss"], leaf)
     hint, response = micro_batch.hint_mask, micro_batch.response_mask
     assert torch.equal(gradient_of[1][:, hint], gradient_of[2][:, hint])

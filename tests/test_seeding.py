@@ -42,7 +42,7 @@ def test_a_shorter_limit_draws_the_first_of_the_same_numbers():
                                   sampling_uniforms(prompts_of(7), 2, 9, 1, 3)[0])
 
 
-@pytest.mark.parametrize(("index", "seed", "step"), [(8, 1, 3), (7, 2, 3), (7, 1, 4)])
+@pytest.mark.parametrize(("index", "seed", "step"), [(8, 1, 3), (7, 2, 3), (7, 1, 4), (7, 2, 2), (7, 3, 1)])
 def test_uniforms_differ_between_problems_seeds_and_steps(index, seed, step):
     base = sampling_uniforms(prompts_of(7), 4, 5, seed=1, step=3)[0]
     other = sampling_uniforms(prompts_of(index), 4, 5, seed=seed, step=step)[0]

@@ -257,7 +257,8 @@ def test_a_token_of_probability_zero_is_never_chosen(noise, seed):
     logits[:, :10] = logits[:, -10:] = logits[:, 1000:2000] = -torch.inf
     chosen, logprobs = pick(logits, 1.0, torch.tensor([noise], dtype=torch.float))
     assert logits[0, chosen[0]] > -torch.inf and torch.isfinite(logprobs).all()
-    assert {0.0: 10 <= chosen[0] < 30, 0.5: True}.get(noise, noise < 0.5 or chosen[0] > 2900)
+    assert noise > 0.4 or chosen[0] < 30
+    assert noise < 0.6 or chosen[0] > 2900
 
 
 def test_choices_on_a_grid_of_noise_follow_the_distribution():
@@ -358,23 +359,18 @@ def test_compaction_by_hand():
 
 def test_completion_is_hint_and_response_without_the_end():
     tokenizer = byte_tokenizer()
-    end = tokenizer.eos_token_id
+    end = tokenizer.eos_token
 
-    def text(hint: bytes, response: list[int], finish: str) -> str:
-        prompt = Prompt(make_problem(), [5, 6], byte_ids(hint), 1)
-        return completion_text(Rollout(prompt, response, [0.0] * len(response), finish), tokenizer)
+    def text(hint: str, response: str, finish: str) -> str:
+        hint_ids, ids = tokenizer([hint, response], add_special_tokens=False)["input_ids"]
+        return completion_text(Rollout(Prompt(make_problem(), [5, 6], hint_ids, 1), ids, [], finish), tokenizer)
 
-    def byte_ids(some: bytes) -> list[int]:
-        return [dict(zip(every_byte, tokenizer.convert_tokens_to_ids(list(byte_tokens)), strict=True))[b] for b in some]
-
-    every_byte, byte_tokens = range(33, 127), [chr(b) for b in range(33, 127)]
-    assert text(b"hi", byte_ids(b"-there") + [end], "stop") == "hi-there"
-    assert text(b"", byte_ids(b"there") + [end], "stop") == "there"
-    assert text(b"hi", byte_ids(b"-there"), "length") == "hi-there"
-    assert text(b"hi", [end], "stop") == "hi"
-    assert text(b"hi", byte_ids(b"-there") + byte_ids(b"!"), "stop") == "hi-there"  # whatever id ended it
-    between = byte_ids(b"a") + [end] + byte_ids(b"b")
-    assert text(b"", between, "length") == f"a{tokenizer.eos_token}b"  # special tokens are not hidden
+    assert text("hi", f"-there{end}", "stop") == "hi-there"
+    assert text("", f"there{end}", "stop") == "there"
+    assert text("hi", end, "stop") == "hi"
+    assert text("hi", "-there!", "stop") == "hi-there"  # whatever id ended it
+    assert text("hi", "-there", "length") == "hi-there"
+    assert text("", f"a{end}b", "length") == f"a{end}b"  # special tokens are not hidden
 
 
 def test_a_character_may_be_spread_over_hint_and_response():

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -37,7 +38,7 @@ def flags(base_model, countdown_data):
 
 @pytest.fixture(scope="module")
 def uft_flags(flags):
-    return flags | {"hint_steps": HINT_STEPS, "p_high": 0.8, "p_low": 0.4, "sft_coef": 0.1}
+    return flags | {"hint_steps": HINT_STEPS, "p_high": 0.9, "p_low": 0.7, "sft_coef": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -142,16 +143,22 @@ def test_processes_zero_stage_and_packing_leave_every_number_as_it_is(uft_run, u
     assert len(lines) == len(others) == STEPS
     for line, other in zip(lines, others, strict=True):
         line, other = without_times(line), without_times(other)
-        assert {name: line[name] for name in COUNTED} == pytest.approx({name: other[name] for name in COUNTED}, rel=1e-12)
+        for name in COUNTED:
+            assert line[name] == pytest.approx(other[name], rel=1e-12)  # sums in another order
         del line["logprob_mismatch"], other["logprob_mismatch"]
         assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
     assert evaluation_lines(uft_run) == evaluation_lines(uft_alone)
 
 
 def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
-    """Also: without kl_coef there is no reference to diverge from."""
+    """Also: without kl_coef there is no reference to diverge from, and an overwritten run leaves no trace."""
     short = flags | {"total_steps": 2, "kl_coef": 0, "zero_stage": 0}
-    succeed(start("training/rft.py", short | {"output_dir": tmp_path / "rft"}))
+    (tmp_path / "rft" / "checkpoints" / "step_7").mkdir(parents=True)
+    (tmp_path / "rft" / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    (tmp_path / "rft" / "notes.txt").write_text("mine")
+    succeed(start("training/rft.py", short | {"output_dir": tmp_path / "rft", "overwrite": True}))
+    assert (tmp_path / "rft" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "rft" / "checkpoints").iterdir()) == ["latest", "step_2"]
     succeed(start("training/uft.py", short | {"p_low": 0, "p_high": 0, "output_dir": tmp_path / "uft"}))
     lines = training_lines(tmp_path / "rft")
     assert [without_times(line) for line in lines] == [without_times(line) for line in training_lines(tmp_path / "uft")]
@@ -225,19 +232,23 @@ def test_eval_gives_the_number_that_training_logged(tmp_path, uft_run, countdown
 
 
 def test_sft_starts_at_the_models_loss_and_lowers_it(tmp_path, base_model, countdown_data):
-    flags = {"model": base_model, "data": countdown_data, "output_dir": tmp_path / "sft", "total_steps": 4, "lr": 1e-3,
-             "warmup": 0, "eval_every": 4, "eval_problems": 4, "prompts_per_step": PROMPTS, "max_prompt_length": 64,
+    """Every step sees the same 16 demonstrations."""
+    data = tmp_path / "data"
+    shutil.copytree(countdown_data, data)
+    pq.write_table(pq.read_table(countdown_data / "train.parquet").slice(0, PROMPTS), data / "train.parquet")
+    flags = {"model": base_model, "data": data, "output_dir": tmp_path / "sft", "total_steps": 4, "lr": 1e-3,
+             "warmup": 0.25, "eval_every": 4, "eval_problems": 4, "prompts_per_step": PROMPTS, "max_prompt_length": 64,
              "mini_batch_prompts": PROMPTS, "max_response_length": 8, "max_length": 64,
              "max_tokens_per_micro_batch": 200, "zero_stage": 2}
     succeed(launch("training/sft.py", flags, num_processes=2))
     lines = training_lines(tmp_path / "sft")
     losses = [line["sft_loss"] for line in lines]
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < 0.9 * losses[0]
     assert all(set(line) >= TRAINING_FIELDS and line["loss"] == line["sft_loss"] for line in lines)
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base_model), AutoTokenizer.from_pretrained(base_model)
     total, num_tokens = 0.0, 0
-    for problem in problems_of_step(load_problems(str(countdown_data), "train"), 1, PROMPTS, seed=0):
+    for problem in load_problems(str(data), "train"):
         prompt = tokenizer(problem.prompt)["input_ids"]
         demonstration = tokenizer(problem.demonstration)["input_ids"] + [tokenizer.eos_token_id]
         ids = torch.tensor([prompt + demonstration])

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from inference.hybrid_engine import eos_ids
 from inference.torch_engine import TorchEngine
 from utils import distributed
-from utils.checks import check_output_dir, check_positive, launch
+from utils.checks import check_numbers, check_output_dir, launch
 from utils.evaluation import by_data_source, evaluate, reasons, summary
 from utils.prepare import load_inputs, print_plan
 from utils.report import table, wilson_interval
@@ -46,8 +46,8 @@ def main(args: Args) -> None:
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, may_be_unreachable=args.check,
     )
-    check_positive(args, "kv_cache_gb", "timeout_minutes")
-    check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
+    check_numbers(args, positive=("kv_cache_gb", "timeout_minutes"))
+    check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite, total_steps=0)
     if args.check:
         print_plan(Path(__file__).stem, inputs, {"responses": "one per problem, greedy"})
         return

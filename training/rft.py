@@ -20,7 +20,7 @@ import torch
 
 from inference.hybrid_engine import build_engine, sampling_uniforms
 from utils import checkpoint, distributed
-from utils.checks import check_fractions, check_not_negative, check_output_dir, check_positive, launch, require
+from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.data import best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.hints import build_prompt
@@ -88,11 +88,12 @@ def main(args: Args) -> None:
         max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, num_problems=len(inputs.problems),
     )
     require(args.group_size > 1, "--group_size", args.group_size, "must be at least 2: rewards of a group are compared")
-    check_positive(args, "total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
-                   "kv_cache_gb", "timeout_minutes")
-    check_not_negative(args, "seed", "kl_coef", "entropy_coef", "weight_decay")
-    check_fractions(args, "beta1", "beta2")
-    check_output_dir(args.output_dir, args.resume, args.overwrite)
+    check_numbers(
+        args, positive=("total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
+                        "kv_cache_gb", "timeout_minutes"),
+        not_negative=("seed", "kl_coef", "entropy_coef", "weight_decay"), below_one=("beta1", "beta2"),
+    )
+    check_output_dir(args.output_dir, args.resume, args.overwrite, args.total_steps)
     num_updates = args.prompts_per_step // args.mini_batch_prompts
     if args.check:
         print_plan(Path(__file__).stem, inputs, {

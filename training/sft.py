@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference.hybrid_engine import Rollout, build_engine
 from utils import checkpoint, distributed
-from utils.checks import check_fractions, check_not_negative, check_output_dir, check_positive, launch
+from utils.checks import check_numbers, check_output_dir, launch
 from utils.data import best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.hints import build_demonstration, check_demonstration_lengths
@@ -91,11 +91,12 @@ def main(args: Args) -> None:
         longest_group=args.max_length, longest_group_is="--max_length",
         max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, num_problems=len(demonstrations),
     )
-    check_positive(args, "total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
-                   "timeout_minutes")
-    check_not_negative(args, "seed", "weight_decay")
-    check_fractions(args, "beta1", "beta2", "warmup")
-    check_output_dir(args.output_dir, args.resume, args.overwrite)
+    check_numbers(
+        args, positive=("total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
+                        "timeout_minutes"),
+        not_negative=("seed", "weight_decay"), fractions=("warmup",), below_one=("beta1", "beta2"),
+    )
+    check_output_dir(args.output_dir, args.resume, args.overwrite, args.total_steps)
     num_updates = args.prompts_per_step // args.mini_batch_prompts
     if args.check:
         print_plan(Path(__file__).stem, inputs, {

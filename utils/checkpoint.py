@@ -54,6 +54,9 @@ def clear(output_dir: str) -> None:
     if distributed.is_main():
         for name in RUN_FILES:
             (Path(output_dir) / name).unlink(missing_ok=True)
+        for pattern in ("args.resumed_at_*.json", "environment.resumed_at_*.json"):
+            for path in Path(output_dir).glob(pattern):
+                path.unlink()
         shutil.rmtree(Path(output_dir) / "checkpoints", ignore_errors=True)
     distributed.barrier()
 

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
@@ -52,32 +52,34 @@ def require_divides(flag: str, value: int, whole_flag: str, whole: int) -> None:
         raise BadInput(f"flag {flag} {value} must divide {whole_flag} {whole}")
 
 
-def _check(settings: object, names: tuple[str, ...], holds: Callable[[float], bool], rule: str) -> None:
-    for name in names:
-        value = vars(settings)[name]
-        require(holds(value), f"--{name}", value, rule)
+def check_numbers(
+    settings: object,
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    fractions: Sequence[str] = (),
+    below_one: Sequence[str] = (),
+) -> None:
+    """Raises BadInput for the first named field of `settings` that is out of its range: above 0, at least 0, within
+    [0, 1], or within [0, 1). Infinities and not-a-number are out of every range."""
+    ranges: list[tuple[Sequence[str], Callable[[float], bool], str]] = [
+        (positive, lambda value: 0 < value < math.inf, "must be greater than 0, and finite"),
+        (not_negative, lambda value: 0 <= value < math.inf, "must not be negative, and finite"),
+        (fractions, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
+        (below_one, lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
+    ]
+    for names, holds, rule in ranges:
+        for name in names:
+            value = vars(settings)[name]
+            require(holds(value), f"--{name}", value, rule)
 
 
-def check_positive(settings: object, *names: str) -> None:
-    """Raises BadInput for the first named field of `settings` that is not > 0 (not-a-number is not)."""
-    _check(settings, names, lambda value: 0 < value < math.inf, "must be greater than 0, and finite")
-
-
-def check_not_negative(settings: object, *names: str) -> None:
-    """Raises BadInput for the first named field of `settings` that is not >= 0."""
-    _check(settings, names, lambda value: 0 <= value < math.inf, "must not be negative, and finite")
-
-
-def check_fractions(settings: object, *names: str) -> None:
-    """Raises BadInput for the first named field of `settings` that lies outside [0, 1]."""
-    _check(settings, names, lambda value: 0 <= value <= 1, "must lie between 0 and 1")
-
-
-def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
+def check_output_dir(output_dir: str, resume: bool, overwrite: bool, total_steps: int) -> None:
     """An output folder holds one run: a new one, or one that is resumed or overwritten by request.
 
     Raises:
-        BadInput: the folder has content and neither flag is given, both are, or there is nothing to resume.
+        BadInput: the folder has content and neither flag is given, both are, or there is nothing to resume or nothing
+            left to do.
     """
     folder = Path(output_dir)
     require(not (resume and overwrite), "--resume", resume, "cannot be combined with --overwrite")
@@ -85,6 +87,8 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
     if resume:
         latest = folder / "checkpoints" / "latest"
         require(latest.is_file(), "--resume", output_dir, f"there is no checkpoint to resume ({latest} is missing)")
+        step = int(latest.read_text().strip().removeprefix("step_"))
+        require(step <= total_steps, "--total_steps", total_steps, f"the checkpoint to resume is at step {step}")
     elif folder.exists() and any(folder.iterdir()) and not overwrite:
         raise BadInput(f"flag --output_dir {output_dir}: is not empty; give --resume to go on with the run in it, "
                        "or --overwrite to replace it")

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from rewards import VERIFIERS
+from rewards import VERIFIERS, score
 from utils import seeding
 from utils.checks import BadInput
 from utils.tasks import countdown
@@ -94,8 +94,8 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
             raise BadInput(f"{where}: {rule}")
 
     messages, solution, reward_model = row["prompt"], row["hint"], row["reward_model"]
-    known = ", ".join(VERIFIERS)
-    expect(row["data_source"] in VERIFIERS, f"data_source {row['data_source']!r} has no verifier; known: {known}")
+    expect(isinstance(row["data_source"], str) and row["data_source"] in VERIFIERS,
+           f"data_source {row['data_source']!r} has no verifier; known: {', '.join(VERIFIERS)}")
     expect(
         isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
         and isinstance(messages[0].get("content"), str) and messages[0]["content"] != "",
@@ -107,6 +107,10 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
     expect(isinstance(reward_model, dict) and isinstance(reward_model.get("ground_truth"), dict),
            "reward_model must hold ground_truth")
     expect("<answer>" not in "".join(solution), "hint must not hold an <answer>: it would be scored as the model's")
+    try:
+        score(row["data_source"], "", reward_model["ground_truth"])
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from error
     return Problem(index, row["data_source"], messages[0]["content"], tuple(solution), row["answer"],
                    reward_model["ground_truth"])
 
@@ -139,5 +143,5 @@ def fingerprint(problems: list[Problem]) -> str:
     """A short hash of all problems: equal fingerprints mean equal data."""
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(repr((problem.prompt, problem.solution, problem.demonstration)).encode(errors="surrogatepass"))
+        digest.update(repr(problem).encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]

@@ -13,7 +13,9 @@ def describe_group(micro_batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) 
     coloured, with the losses they enter."""
     predictors, targets = micro_batch.predictors.tolist(), micro_batch.targets.tolist()
     hint_mask, advantages = micro_batch.hint_mask.tolist(), micro_batch.advantages.tolist()
-    num_hint = hint_mask.index(False) if False in hint_mask else len(hint_mask)
+    num_hint = 0
+    while num_hint < len(targets) and hint_mask[num_hint] and predictors[num_hint] == predictors[0] + num_hint:
+        num_hint += 1
     prompt_end = predictors[0] + 1  # the state before the first scored token is the prompt's last
     last_of_prefix = predictors[0] + num_hint
     prompt = decode(micro_batch.input_ids[0, :prompt_end].tolist(), tokenizer)

@@ -79,7 +79,8 @@ def pack(
         if share_prefix:
             segments.append(Segment(group, group_advantages))
         else:
-            segments += [Segment([rollout], [advantage], scores_hint=sample == 0)
+            longest = max(range(len(group)), key=lambda sample: len(group[sample].response_ids))
+            segments += [Segment([rollout], [advantage], scores_hint=sample == longest)
                          for sample, (rollout, advantage) in enumerate(zip(group, group_advantages, strict=True))]
     return [_tensors(rows, device) for rows in _cut(segments, max_tokens)]
 

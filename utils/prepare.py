@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from inference.torch_engine import check_supported
 from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, encode
@@ -32,7 +33,9 @@ def load_inputs(
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
     tokenizer = load_tokenizer(model, may_be_unreachable)
     if tokenizer is not None:
-        positions = AutoConfig.from_pretrained(model).max_position_embeddings
+        config = AutoConfig.from_pretrained(model)
+        check_supported(config)
+        positions = config.max_position_embeddings
         require(max_prompt_length + max_response_length <= positions, "--max_response_length", max_response_length,
                 f"with --max_prompt_length {max_prompt_length} exceeds the {positions} positions of {model}")
     loaded = {split: load_problems(data, split) for split in splits}

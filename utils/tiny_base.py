@@ -1,6 +1,6 @@
 """A tiny base model for Countdown: Qwen2 architecture, its own tokenizer, trained here in minutes.
 
-    python -m utils.tiny_base --data D --output_dir M        # D: a folder that utils.tasks.countdown wrote
+    python -m utils.tiny_base --output_dir M --data D        # D: a folder that utils.tasks.countdown wrote
 
 It is what a pretrained model is to the paper: it writes the format and mostly calculates right, and rarely hits the
 target. Its texts are derivations of the data's kind (drawn fresh, without limit) that mostly stand under a target that
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rewards import score
-from utils.checks import check_fractions, check_not_negative, check_positive, launch, require
+from utils.checks import check_numbers, launch, require
 from utils.data import Problem, data_folder, load_problems
 from utils.tasks import countdown
 
@@ -36,10 +36,10 @@ IGNORED = -100  # label of a token without loss
 
 @dataclass(frozen=True)
 class Args:
-    data: str
-    """`countdown`, or a folder that utils.tasks.countdown wrote; the kind of puzzles is read from it"""
     output_dir: str
     """folder for the model, in the form of transformers; must not exist, unless --overwrite"""
+    data: str = "countdown"
+    """`countdown`, or a folder that utils.tasks.countdown wrote; the kind of puzzles is read from it"""
     overwrite: bool = False
     """replace --output_dir"""
     seed: int = 0
@@ -72,16 +72,17 @@ class Args:
     """test problems for the closing lines; 0 leaves them out"""
     max_response_length: int = 128
     """tokens a response may have in the closing evaluation"""
-    threads: int = 0
-    """CPU threads; 0 is torch's choice"""
+    threads: int = 1
+    """CPU threads; more hardly help a model of this size and stall where a core is busy; 0 is torch's choice"""
 
 
 def check(args: Args) -> None:
     """BadInput naming flag, value and rule."""
-    check_positive(args, "steps", "batch_size", "lr", "hidden_size", "intermediate_size", "num_layers", "num_heads",
-                   "max_position_embeddings", "tokenizer_texts", "max_response_length")
-    check_not_negative(args, "warmup_steps", "weight_decay", "eval_problems", "threads")
-    check_fractions(args, "solved_fraction")
+    check_numbers(
+        args, positive=("steps", "batch_size", "lr", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+                        "max_position_embeddings", "tokenizer_texts", "max_response_length"),
+        not_negative=("warmup_steps", "weight_decay", "eval_problems", "threads"), fractions=("solved_fraction",),
+    )
     require(args.num_heads % 2 == 0, "--num_heads", args.num_heads, "must be even")
     require(args.hidden_size % (2 * args.num_heads) == 0, "--hidden_size", args.hidden_size,
             f"must be a multiple of twice --num_heads {args.num_heads}")
