@@ -1,7 +1,7 @@
 """Constant answers to Countdown: what a model scores that writes the same pattern of its numbers under every problem.
 
-With few small numbers that is a lot ("a + b + c" on 21.5 % of 3 numbers 1..9, target 10..50), and a model that has learned
-only this looks as if it could aim. Every small-model table shows the best pattern's score.
+With few small numbers that is a lot ("a + b + c" on 21.5 % of 3 numbers 1..9, target 10..50), and a model that has
+learned only this looks as if it could aim. Every small-model table shows the best pattern's score.
 """
 
 from collections.abc import Iterable, Iterator
