@@ -49,6 +49,7 @@ class TorchEngine:
         check_supported(model.config)
         self.model = model
         self.weights = weights
+        self.head_dim = model.model.layers[0].self_attn.head_dim
         self.kv_cache_bytes = kv_cache_gb * 2**30
         self.device = model.get_input_embeddings().weight.device
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)
@@ -72,6 +73,7 @@ class TorchEngine:
     ) -> list[list[Rollout]]:
         """See inference.hybrid_engine.Engine. Prompts beyond the cache budget wait for the next batch."""
         groups: list[list[Rollout] | None] = [None] * len(prompts)
+        ends = frozenset(self.eos_ids.tolist())
         for batch in self._batches(prompts, group_size, max_response_length):
             chosen = [prompts[i] for i in batch]
             noise = None if temperature == 0 else torch.tensor(
@@ -80,21 +82,17 @@ class TorchEngine:
             for number, i in enumerate(batch):
                 groups[i] = [
                     Rollout(prompts[i], ids[row][:length], logprobs[row][:length],
-                            "stop" if ids[row][length - 1] in self._eos_set else "length")
+                            "stop" if ids[row][length - 1] in ends else "length")
                     for row, length in enumerate(lengths[number * group_size : (number + 1) * group_size],
                                                  start=number * group_size)
                 ]
         return groups
 
-    @property
-    def _eos_set(self) -> frozenset[int]:
-        return frozenset(self.eos_ids.tolist())
-
     def _batches(self, prompts: Sequence[Prompt], group_size: int, max_response_length: int) -> Iterator[list[int]]:
         """Indices of prompts that decode together: like lengths, as many as the cache budget holds at full length."""
         config = self.model.config
         element = self.model.get_input_embeddings().weight.element_size()
-        token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * element
+        token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * self.head_dim * element
         lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lengths.__getitem__, reverse=True)
         while order:
@@ -160,7 +158,7 @@ class TorchEngine:
         beyond = torch.arange(width, device=self.device)[None] >= lengths[:, None]
         mask = torch.zeros(beyond.shape, dtype=states.dtype, device=self.device).masked_fill(beyond, -torch.inf)
         rows = torch.arange(len(prompts) * group_size, device=self.device).view(len(prompts), group_size)
-        heads = (len(prompts), config.num_key_value_heads, group_size, FIRST_CAPACITY, head_size(config))
+        heads = (len(prompts), config.num_key_value_heads, group_size, FIRST_CAPACITY, self.head_dim)
         suffixes = [[states.new_empty(heads) for _ in model.layers] for _ in range(2)]
         state = _State(keys, values, mask[:, None, None], lengths, *suffixes, rows, torch.ones_like(rows).bool())
         return state, logits
@@ -205,11 +203,6 @@ def check_supported(config: PretrainedConfig) -> None:
         raise BadInput(f"flag --engine torch: cannot run a model of type {config.model_type}, only {SUPPORTED}")
     if config.to_dict().get("use_sliding_window"):
         raise BadInput("flag --engine torch: cannot run a model with sliding-window attention")
-
-
-def head_size(config) -> int:
-    return config.head_dim if isinstance(config.to_dict().get("head_dim"), int) \
-        else config.hidden_size // config.num_attention_heads
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -236,3 +236,12 @@ def test_a_setting_with_too_few_puzzles_ends_in_an_error(monkeypatch):
 def test_a_pattern_share_that_cannot_be_kept_ends_in_an_error():
     with pytest.raises(BadInput, match="--test_problems 300: only .*--max_pattern_share 0.01"):
         countdown.generate(make_args(max_numbers=3, train_problems=300, test_problems=300, max_pattern_share=0.01))
+
+
+def test_problems_too_large_for_patterns_count_as_unsolved():
+    """A table at the end of a run on somebody's own data must not break it."""
+    solved = SimpleNamespace(ground_truth={"numbers": [1, 2], "target": 3})
+    large = SimpleNamespace(ground_truth={"numbers": [1, 2, 3, 4, 5, 6], "target": 21})
+    single = SimpleNamespace(ground_truth={"numbers": [7], "target": 7})
+    assert countdown.best_constant_pattern([solved, large, single, large]) == ("a + b", 0.25)
+    assert countdown.best_constant_pattern([large]) == ("", 0.0)

@@ -47,7 +47,7 @@ def main(args: Args) -> None:
         skip_long_prompts=args.skip_long_prompts, may_be_unreachable=args.check,
     )
     check_numbers(args, positive=("kv_cache_gb", "timeout_minutes"))
-    check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite, total_steps=0)
+    check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
     if args.check:
         print_plan(Path(__file__).stem, inputs, {"responses": "one per problem, greedy"})
         return

@@ -74,8 +74,8 @@ def check_numbers(
             require(holds(value), f"--{name}", value, rule)
 
 
-def check_output_dir(output_dir: str, resume: bool, overwrite: bool, total_steps: int) -> None:
-    """An output folder holds one run: a new one, or one that is resumed or overwritten by request.
+def check_output_dir(output_dir: str, resume: bool, overwrite: bool, total_steps: int = 0) -> None:
+    """An output folder holds one run: a new one, or one resumed (up to `total_steps`) or overwritten by request.
 
     Raises:
         BadInput: the folder has content and neither flag is given, both are, or there is nothing to resume or nothing

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+POSITIONS = "abcde"  # names of a problem's numbers, in their order
+
 
 def pattern_hits(numbers: np.ndarray, targets: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Every pattern over the positions a, b, c, ... with the problems that it solves.
@@ -36,7 +38,7 @@ def pattern_hits(numbers: np.ndarray, targets: np.ndarray) -> Iterator[tuple[str
 
     with np.errstate(divide="ignore", invalid="ignore"):
         for position in range(num_numbers):
-            values[frozenset((position,))] = [("abcde"[position], numbers[:, position].astype(np.float64))]
+            values[frozenset((position,))] = [(POSITIONS[position], numbers[:, position].astype(np.float64))]
         for size in range(2, num_numbers):
             for positions in combinations(range(num_numbers), size):
                 values[frozenset(positions)] = list(joined(frozenset(positions)))
@@ -46,17 +48,21 @@ def pattern_hits(numbers: np.ndarray, targets: np.ndarray) -> Iterator[tuple[str
 
 def best_constant_pattern(problems: Iterable[Any]) -> tuple[str, float]:
     """The best that an answer of constant form can do: its text ("a * b - c"-like, one per count of numbers, joined by
-    "; ") and its accuracy over all problems. `problems` have a `ground_truth` with `numbers` and `target`."""
+    "; ") and its accuracy over all problems. `problems` have a `ground_truth` with `numbers` and `target`. Problems of
+    fewer than 2 or more than 5 numbers count as unsolved: the patterns of 6 are too many to try."""
     by_count: dict[int, list[dict[str, Any]]] = {}
     for problem in problems:
         by_count.setdefault(len(problem.ground_truth["numbers"]), []).append(problem.ground_truth)
     texts, num_solved, num_problems = [], 0, 0
-    for _, truths in sorted(by_count.items()):
+    for count, truths in sorted(by_count.items()):
+        num_problems += len(truths)
+        if not 2 <= count <= len(POSITIONS):
+            continue
         numbers = np.array([truth["numbers"] for truth in truths])
         targets = np.array([truth["target"] for truth in truths])
         solved, text = max(
             ((int(hits.sum()), text) for text, hits in pattern_hits(numbers, targets)), key=lambda best: best[0]
         )
         texts.append(text)
-        num_solved, num_problems = num_solved + solved, num_problems + len(truths)
+        num_solved += solved
     return "; ".join(texts), num_solved / num_problems
