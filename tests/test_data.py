@@ -85,15 +85,50 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path):
     assert message_of(tmp_path).startswith(f"flag --data {tmp_path}: train.parquet cannot be read as parquet")
 
 
-@pytest.mark.parametrize("column", ["data_source", "prompt", "hint", "answer", "reward_model"])
+@pytest.mark.parametrize("column", ["data_source", "prompt", "reward_model"])
 def test_a_missing_column_is_named(tmp_path, column):
     write(tmp_path, [{name: value for name, value in ROW.items() if name != column}])
     assert f"train.parquet has no column {column}; needed are data_source, prompt" in message_of(tmp_path)
 
 
 def test_all_missing_columns_are_named_at_once(tmp_path):
-    write(tmp_path, [{"data_source": "countdown", "prompt": ROW["prompt"], "answer": ""}])
-    assert "train.parquet has no column hint, reward_model" in message_of(tmp_path)
+    write(tmp_path, [{"data_source": "countdown", "answer": ""}])
+    assert "train.parquet has no column prompt, reward_model" in message_of(tmp_path)
+
+
+# ---- rows without a solution ----
+
+
+@pytest.mark.parametrize("hint", [[], [""], ["", ""], None])
+def test_without_a_solution_a_row_loads_and_has_none(tmp_path, hint):
+    write(tmp_path, [ROW, ROW | {"hint": hint, "answer": None if hint is None else ""}])
+    problems = load_problems(str(tmp_path), "train")
+    assert (problems[1].solution, problems[1].demonstration) == ((), "")
+    assert problems[0].solution == tuple(ROW["hint"])
+
+
+def test_the_columns_of_solutions_may_be_missing(tmp_path):
+    write(tmp_path, [{name: ROW[name] for name in ("data_source", "prompt", "reward_model")}])
+    [problem] = load_problems(str(tmp_path), "train")
+    assert (problem.solution, problem.demonstration) == ((), "")
+
+
+@pytest.mark.parametrize("column", ["hint", "answer"])
+def test_what_a_script_needs_must_be_there_in_every_row(tmp_path, column):
+    def refused():
+        with pytest.raises(BadInput) as error:
+            load_problems(str(tmp_path), "train", (column,))
+        return str(error.value)
+
+    empty = {"hint": [""], "answer": ""}[column]
+    write(tmp_path, [ROW, ROW, ROW | {column: empty}, ROW | {column: empty}])
+    assert refused() == (f"flag --data {tmp_path}: train.parquet: 2 of 4 rows have an empty {column}, which this script "
+                         "needs (the first is row 2)")
+    write(tmp_path, [{name: value for name, value in ROW.items() if name != column}])
+    assert refused() == (f"flag --data {tmp_path}: train.parquet has no column {column}; needed are data_source, "
+                         f"prompt, reward_model, {column}")
+    write(tmp_path, [ROW])
+    assert len(load_problems(str(tmp_path), "train", ("hint", "answer"))) == 1
 
 
 def test_a_file_without_rows_is_named(tmp_path):
@@ -117,11 +152,9 @@ def test_a_file_without_rows_is_named(tmp_path):
         ("hint", "2 + 3 = 5", "hint must be a list of texts"),
         ("hint", ["2 + 3 = 5", None], "hint must be a list of texts"),
         ("hint", [1, 2], "hint must be a list of texts"),
-        ("hint", None, "hint must be a list of texts"),
         ("hint", ["It is <answer>", " 2 + 3 </answer>"], "hint must not hold an <answer>"),
         ("hint", ["It is <ans", "wer> 2 + 3"], "hint must not hold an <answer>"),  # cut across chunks
         ("answer", 5, "answer must be a text"),
-        ("answer", None, "answer must be a text"),
         ("reward_model", "rule", "reward_model must hold ground_truth"),
         ("reward_model", {"style": "rule"}, "reward_model must hold ground_truth"),
         ("reward_model", {"ground_truth": "5"}, "reward_model must hold ground_truth"),
@@ -137,7 +170,7 @@ def test_a_wrong_value_is_named_with_file_row_and_rule(tmp_path, column, value, 
 
 
 def test_the_row_that_is_wrong_is_named(tmp_path):
-    write(tmp_path, [ROW, ROW, ROW | {"answer": None}])
+    write(tmp_path, [ROW, ROW, ROW | {"answer": 5}])
     assert "train.parquet row 2: answer must be a text" in message_of(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_of_several_rows_only_the_first_group_is_shown():
 def test_of_several_demonstrations_only_the_first_is_shown():
     """SFT: empty responses, so that all scored tokens of the micro-batch are hint tokens."""
     problems = [make_problem(0, "ask ", demonstration="yes, well"), make_problem(1, "p", demonstration="no")]
-    groups = [[Rollout(build_demonstration(problem, TOKENIZER), [], [], "stop")] for problem in problems]
+    groups = [[Rollout(build_demonstration(problem, TOKENIZER, False), [], [], "stop")] for problem in problems]
     for micro_batch in (pack(groups, [[0.0]] * 2, 100, CPU)[0], _tensors([[Segment(g, [0.0]) for g in groups]], CPU)):
         assert lines_of(micro_batch) == [
             "prompt (4 tokens, no loss): ask ",

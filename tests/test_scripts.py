@@ -12,21 +12,27 @@ import pytest
 import tyro
 
 from training import eval as eval_script
-from training import rft, sft, uft
+from training import r3, rft, sft, stage, uft
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {"rft": rft, "uft": uft, "sft": sft, "eval": eval_script}
+SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
 ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo"}  # "stage" is also DeepSpeed's word
-CHANGED_LINES = {("rft", "uft"): 38}  # lines of `diff training/A.py training/B.py` that start with < or >
+CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
+    ("rft", "stage"): 34,
+    ("rft", "r3"): 24,
+    ("rft", "uft"): 39,
+}
+
+RL = ("rft", "stage", "r3", "uft")
 
 # Defaults that differ on purpose: flag -> {script: default}. All others agree wherever two scripts have the flag.
 OWN_DEFAULTS = {
-    "total_steps": {"rft": 500, "uft": 500, "sft": 200},  # sft: 5 epochs of 10,240 in batches of 256
-    "mini_batch_prompts": {"rft": 64, "uft": 64, "sft": 256},  # sft: one update per step
-    "lr": {"rft": 1e-6, "uft": 1e-6, "sft": 1e-5},
-    "beta2": {"rft": 0.999, "uft": 0.999, "sft": 0.95},
-    "max_prompt_length": {"rft": 256, "uft": 256, "sft": 256, "eval": 1024},  # eval: any data set's
+    "total_steps": dict.fromkeys(RL, 500) | {"sft": 200},  # sft: 5 epochs of 10,240 in batches of 256
+    "mini_batch_prompts": dict.fromkeys(RL, 64) | {"sft": 256},  # sft: one update per step
+    "lr": dict.fromkeys(RL, 1e-6) | {"sft": 1e-5},
+    "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},
+    "max_prompt_length": dict.fromkeys(RL, 256) | {"sft": 256, "eval": 1024},  # eval: any data set's
 }
 
 
@@ -51,7 +57,7 @@ def test_rft_does_not_know_hints():
     assert knowing == ["from utils.hints import build_prompt"]  # the module that builds prompts is called that
 
 
-@pytest.mark.parametrize("name", ["rft", "uft", "sft"])
+@pytest.mark.parametrize("name", ["rft", "stage", "r3", "uft", "sft"])
 def test_docstring_states_the_loss_that_the_code_has(name):
     """The formula of the docstring is the line of the code without `args.`."""
     lines = [line.strip() for line in (ROOT / "training" / f"{name}.py").read_text().splitlines()]
@@ -106,7 +112,8 @@ def test_flags_of_the_same_name_have_the_same_default_and_type():
             types.setdefault(field.name, set()).add(str(field.type))
     different = {flag: of for flag, of in defaults.items() if len(set(of.values())) > 1}
     assert different == OWN_DEFAULTS
-    assert {flag: kinds for flag, kinds in types.items() if len(kinds) > 1} == {}
+    assert {flag for flag, kinds in types.items() if len(kinds) > 1} == {"model", "data"}  # eval: several
+    assert types["model"] == types["data"] == {str(str), "tuple[str, ...]"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -118,7 +125,7 @@ def test_every_flag_is_explained(name, capsys):
     text = re.sub(r"\x1b\[[0-9;]*m|│", " ", capsys.readouterr().out)
     entries = {}
     for entry in re.split(r"\n\s*--(?:no_)?(?=[a-z])", text)[1:]:
-        flag, explained = re.fullmatch(r"(\w+)(?: [A-Z]+| \{.*?\})?\s+(.*)", entry, re.DOTALL).groups()
+        flag, explained = re.fullmatch(r"(\w+)(?: [A-Z]+| \{.*?\}| \[STR \[.*?\]\])?\s+(.*)", entry, re.DOTALL).groups()
         entries[flag] = re.split(r"\((?:default|required)", explained)[0]
     for field in fields(SCRIPTS[name].Args):
         assert len(entries[field.name].strip()) > 4, field.name

@@ -10,6 +10,7 @@ from utils import tiny_base
 from utils.checks import BadInput
 from utils.data import load_problems
 from utils.tasks import countdown
+from utils.tiny_texts import TASKS, countdown_texts
 
 SMALL = {"steps": 3, "batch_size": 4, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "eval_problems": 4,
          "max_response_length": 8, "tokenizer_texts": 300, "threads": 1}
@@ -45,7 +46,7 @@ def test_loaded_tokenizer_gives_the_ids_that_training_used(data, model_folder):
     """AutoTokenizer makes a Qwen2Tokenizer of any Qwen2 folder; 20 tokens of a prompt had become 160 that way."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     texts = [p.prompt + p.demonstration for p in load_problems(str(data), "train")]
-    trained_with = tiny_base.make_tokenizer(texts, 1024)
+    trained_with = tiny_base.make_tokenizer(texts, TASKS["countdown"].breaks, 1024)
     assert tokenizer(texts)["input_ids"] == trained_with(texts)["input_ids"]
     assert max(len(ids) for ids in tokenizer([p.prompt for p in load_problems(str(data), "test")])["input_ids"]) <= 24
 
@@ -76,8 +77,10 @@ def test_same_seed_same_weights(data, model_folder):
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_solved_fraction_and_held_out_puzzles():
-    setting = countdown.Setting(min_numbers=3, max_numbers=3, max_number=9, max_target=40, operators="+-")
+def test_solved_fraction_and_held_out_puzzles(tmp_path):
+    countdown.build(tmp_path, train_problems=1, test_problems=200, min_numbers=3, max_numbers=3, max_number=9,
+                    max_target=40, operators="+-")
+    test_problems = load_problems(str(tmp_path), "test")
 
     def solved(prompt, completion):
         return prompt.split("Target: ")[1].split("\n")[0] == completion.split("\nAll")[0].rsplit(" = ", 1)[1]
@@ -86,14 +89,15 @@ def test_solved_fraction_and_held_out_puzzles():
         numbers, target = prompt.split("Numbers: ")[1].split("\n<think>")[0].split("\nTarget: ")
         return tuple(sorted(map(int, numbers.split(", ")))), int(target)
 
-    def draw(test_keys, solved_fraction):
-        return list(islice(tiny_base.texts(setting, test_keys, solved_fraction, seed=0), 2000))
+    def draw(held_out, solved_fraction):
+        return list(islice(countdown_texts(tmp_path, held_out, solved_fraction, seed=0), 2000))
 
-    all_solved = draw(set(), 1.0)
+    held_out = {key(problem.prompt) for problem in test_problems}
+    all_solved = draw([], 1.0)
     assert all(solved(*text) for text in all_solved)
-    held_out = {key(prompt) for prompt, _ in all_solved[:500]}
-    assert not held_out & {key(prompt) for prompt, _ in draw(held_out, 1.0)}
-    shares = [sum(solved(*text) for text in draw(set(), fraction)) / 2000 for fraction in (0.0, 0.5)]
+    assert held_out & {key(prompt) for prompt, _ in all_solved}
+    assert not held_out & {key(prompt) for prompt, _ in draw(test_problems, 1.0)}
+    shares = [sum(solved(*text) for text in draw([], fraction)) / 2000 for fraction in (0.0, 0.5)]
     assert shares[0] < 0.15 and 0.45 < shares[1] < 0.6
 
 

@@ -1,11 +1,19 @@
-"""Evaluate a model on a test set: greedy, without hints, every response kept. The number that training logs.
+"""Evaluate models on test sets: greedy or sampled, without hints, every response kept. Greedy, one model's accuracy on
+one data set is the number that training logs.
 
-    deepspeed training/eval.py --model M --data D --output_dir O
+    deepspeed training/eval.py --model M [M ...] --data D [D ...] --output_dir O [--num_samples n]
 
-Writes results.json (for each data_source: n, accuracy, format, 95 % interval, response length, the verifier's reasons)
-and responses.jsonl (every prompt, response and verdict), and prints the table.
+Prints the first prompt of every model and data set, and at the end the table. Writes, after each of these pairs:
+
+results.json      {"args", "results", "runs"}: the results of the first pair, and those of all as a list of {"model",
+                  "data", "results"}. Results have for each data_source: n (problems), accuracy, its 95 % interval
+                  accuracy_low to accuracy_high, format, reward, response_tokens, truncated, and how often the
+                  verifier gave each reason. With --num_samples n, accuracy is mean@n (the mean over problems and
+                  samples), and there are pass@k, pass@k_low, pass@k_high for k = 1, 2, 4, .. and n.
+responses.jsonl   every response with its model, data, prompt and verdict.
 """
 
+import gc
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -14,25 +22,31 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 from inference.hybrid_engine import eos_ids
 from inference.torch_engine import TorchEngine
 from utils import distributed
-from utils.checks import check_numbers, check_output_dir, launch
-from utils.evaluation import by_data_source, evaluate, reasons, summary
+from utils.checks import check_numbers, check_output_dir, launch, require
+from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
+from utils.hints import build_prompt
 from utils.prepare import load_inputs, print_plan
-from utils.report import table, wilson_interval
 from utils.zero import load_model, resolve_dtype
 
 
 @dataclass
 class Args:
-    model: str  # Hugging Face name or local folder, such as checkpoints/step_N/hf of a run
-    data: str  # built-in task (countdown), or a folder with test.parquet
+    model: tuple[str, ...]  # Hugging Face names or local folders, such as checkpoints/step_N/hf of a run
+    data: tuple[str, ...]  # built-in tasks (countdown, kk_logic, math, tree), or folders with test.parquet
     output_dir: str  # folder for results.json and responses.jsonl
-    eval_problems: int = 0  # number of test problems; 0 is all
+    seed: int = 0  # of everything that is drawn
+    num_samples: int = 0  # responses sampled per problem, for mean@n and pass@k; 0 is one greedy response
+    temperature: float = 1.0  # of sampling
+    eval_problems: int = 0  # number of test problems of each data set; 0 is all
     max_prompt_length: int = 1024  # tokens
     max_response_length: int = 1024  # tokens; to compare with a training log, give the training's
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
+    bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
     kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
@@ -41,41 +55,69 @@ class Args:
 
 
 def main(args: Args) -> None:
-    inputs = load_inputs(
-        model=args.model, data=args.data, splits=("test",), max_prompt_length=args.max_prompt_length,
-        max_response_length=args.max_response_length, eval_problems=args.eval_problems,
-        skip_long_prompts=args.skip_long_prompts, may_be_unreachable=args.check,
-    )
-    check_numbers(args, positive=("kv_cache_gb", "timeout_minutes"))
+    for flag, names in (("--model", args.model), ("--data", args.data)):
+        require(len(names) > 0, flag, "(none)", "must name at least one")
+        require(len({Path(name) for name in names}) == len(names), flag, " ".join(names), "must not name one twice")
+    all_inputs = {
+        (model, data): load_inputs(
+            model=model, data=data, splits=("test",), max_prompt_length=args.max_prompt_length,
+            max_response_length=args.max_response_length, eval_problems=args.eval_problems,
+            skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        )
+        for model in args.model for data in args.data
+    }  # fmt: skip
+    check_numbers(args, positive=("temperature", "kv_cache_gb", "timeout_minutes"),
+                  not_negative=("seed", "num_samples"))
     check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
     if args.check:
-        print_plan(Path(__file__).stem, inputs, {"responses": "one per problem, greedy"})
+        sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"
+        for (model, data), inputs in all_inputs.items():
+            facts = {"model": model, "data": data,
+                     "responses": sampled if args.num_samples else "one per problem, greedy"}
+            warning = inputs.tokenizer and tokenizer_mismatch(inputs.test_problems[0].prompt, inputs.tokenizer)
+            print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return
 
     device = distributed.init(args.timeout_minutes)
-    model = load_model(args.model, resolve_dtype(args.dtype, device)).eval().to(device)
-    engine = TorchEngine(model, eos_ids(inputs.tokenizer, model.generation_config.eos_token_id), args.kv_cache_gb)
-    responses = evaluate(engine, inputs.test_problems, inputs.tokenizer, args.max_prompt_length,
-                         args.max_response_length)
+    output_dir = Path(args.output_dir)
     if distributed.is_main():
-        results = {}
-        for data_source, part in by_data_source(responses).items():
-            numbers = summary(part)
-            low, high = wilson_interval(numbers["accuracy"] * numbers["n"], numbers["n"])
-            results[data_source] = numbers | {"accuracy_low": low, "accuracy_high": high, "reasons": reasons(part)}
-        output_dir = Path(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
-        report = {"args": asdict(args), "results": results}
-        (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-        with (output_dir / "responses.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in responses)
-        rows = [
-            [name, str(r["n"]), f"{r['accuracy']:.1%}", f"{r['accuracy_low']:.1%} to {r['accuracy_high']:.1%}",
-             f"{r['format']:.1%}", f"{r['response_tokens']:.1f}",
-             ", ".join(f"{reason} {count}" for reason, count in r["reasons"].items())]
-            for name, r in results.items()
-        ]
-        print(table(["data source", "n", "accuracy", "95 % interval", "format", "response tokens", "verdicts"], rows))
+        (output_dir / "results.json").unlink(missing_ok=True)
+        (output_dir / "responses.jsonl").write_text("")
+        for (model, data), inputs in all_inputs.items():
+            first = inputs.test_problems[0]
+            num_tokens = len(build_prompt(first, inputs.tokenizer, args.max_prompt_length, args.bos).prompt_ids)
+            print(f"{model} on {data}: first prompt, {num_tokens} tokens: {first.prompt!r}", flush=True)
+            if warning := tokenizer_mismatch(first.prompt, inputs.tokenizer):
+                print(f"warning: {warning}", flush=True)
+
+    runs = []
+    for name in args.model:
+        tokenizer = all_inputs[name, args.data[0]].tokenizer
+        model = load_model(name, resolve_dtype(args.dtype, device)).eval().to(device)
+        engine = TorchEngine(model, eos_ids(tokenizer, model.generation_config.eos_token_id), args.kv_cache_gb)
+        for data in args.data:
+            asked = (engine, all_inputs[name, data].test_problems, tokenizer, args.max_prompt_length,
+                     args.max_response_length, args.bos)
+            if args.num_samples:
+                responses = evaluate_samples(*asked, args.num_samples, args.temperature, args.seed)
+            else:
+                responses = evaluate(*asked)
+            if not distributed.is_main():
+                continue
+            results = {data_source: results_of(part, args.num_samples)
+                       for data_source, part in by_data_source(responses).items()}
+            runs.append({"model": name, "data": data, "results": results})
+            with (output_dir / "responses.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps({"model": name, "data": data} | asdict(one), ensure_ascii=False) + "\n"
+                                for one in responses)
+            report = {"args": asdict(args), "results": runs[0]["results"], "runs": runs}
+            (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+        del model, engine  # before the next is loaded
+        gc.collect()
+        torch.cuda.empty_cache()
+    if distributed.is_main():
+        print(results_table(runs, args.num_samples))
     distributed.shutdown()
 
 

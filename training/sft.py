@@ -27,7 +27,7 @@ from utils.logger import Logger
 from utils.losses import masked_mean
 from utils.metrics import LossMeans, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches
-from utils.prepare import check_batch, load_inputs, print_plan
+from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.report import closing_table, plot_curves
 from utils.zero import Actor, load_model, resolve_dtype
 
@@ -35,7 +35,7 @@ from utils.zero import Actor, load_model, resolve_dtype
 @dataclass
 class Args:
     model: str  # Hugging Face name or local folder of the model to train
-    data: str  # built-in task (countdown), or a folder with train.parquet and test.parquet
+    data: str  # built-in task (countdown, kk_logic, math, tree), or a folder with train.parquet and test.parquet
     output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
     seed: int = 0  # of everything that is drawn
     total_steps: int = 200  # training steps: 5 epochs of 10,240 demonstrations
@@ -50,6 +50,7 @@ class Args:
     max_response_length: int = 1024  # tokens of a response in evaluation
     max_length: int = 1024  # tokens of prompt and demonstration; longer ones are left out, with a count
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
+    bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     lr: float = 1e-5  # peak learning rate of AdamW
     warmup: float = 0.1  # share of the steps over which the learning rate rises; then it falls along a cosine to 0
     beta1: float = 0.9  # AdamW
@@ -81,11 +82,13 @@ def main(args: Args) -> None:
     inputs = load_inputs(
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
-        skip_long_prompts=args.skip_long_prompts, may_be_unreachable=args.check,
+        skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        needs=("answer",),
     )
     demonstrations, num_long = inputs.problems, 0
     if inputs.tokenizer is not None:
-        demonstrations, num_long = check_demonstration_lengths(inputs.problems, inputs.tokenizer, args.max_length)
+        demonstrations, num_long = check_demonstration_lengths(inputs.problems, inputs.tokenizer, args.max_length,
+                                                                args.bos)
     check_batch(
         prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
         longest_group=args.max_length, longest_group_is="--max_length",
@@ -105,6 +108,14 @@ def main(args: Args) -> None:
             "left out as longer than --max_length": num_long,
             "updates per step": f"{num_updates}, of {args.mini_batch_prompts} demonstrations each",
             "tokens per micro-batch": f"at most {args.max_tokens_per_micro_batch} on each process",
+            **memory_plan(
+                inputs, dtype=args.dtype, zero_stage=args.zero_stage, offload=args.offload,
+                gradient_checkpointing=args.gradient_checkpointing, has_reference=False,
+                group_size=0, rows_per_prompt=1, row_length=args.max_length,
+                prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
+                max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, max_prompt_length=args.max_prompt_length,
+                max_response_length=args.max_response_length, kv_cache_gb=args.kv_cache_gb,
+            ),
         })
         return
 
@@ -130,7 +141,7 @@ def main(args: Args) -> None:
         if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
             engine.sync()
             responses = evaluate(engine, inputs.test_problems, tokenizer, args.max_prompt_length,
-                                 args.max_response_length)
+                                 args.max_response_length, args.bos)
             logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
             logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
         if done > start and (done % args.save_every == 0 or is_end):
@@ -144,7 +155,7 @@ def main(args: Args) -> None:
 
         # 4. batch
         groups = [
-            [Rollout(build_demonstration(problem, tokenizer), response_ids=[], logprobs=[], finish="stop")]
+            [Rollout(build_demonstration(problem, tokenizer, args.bos), response_ids=[], logprobs=[], finish="stop")]
             for problem in problems
         ]
         mini_batches = pack_mini_batches(groups, [[0.0]] * len(groups), num_updates, args.max_tokens_per_micro_batch,

@@ -34,7 +34,7 @@ from utils.logger import Logger
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
 from utils.metrics import LossMeans, Stopwatch, count_tokens, rollout_metrics, rollout_texts, verify
 from utils.packing import pack_mini_batches, with_logprobs
-from utils.prepare import check_batch, load_inputs, print_plan
+from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.report import closing_table, plot_curves
 from utils.zero import Actor, load_model, load_reference, resolve_dtype
 
@@ -42,7 +42,7 @@ from utils.zero import Actor, load_model, load_reference, resolve_dtype
 @dataclass
 class Args:
     model: str  # Hugging Face name or local folder of the model to train
-    data: str  # built-in task (countdown), or a folder with train.parquet and test.parquet
+    data: str  # built-in task (countdown, kk_logic, math, tree), or a folder with train.parquet and test.parquet
     output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
     seed: int = 0  # of everything that is drawn
     total_steps: int = 500  # training steps
@@ -61,6 +61,7 @@ class Args:
     max_prompt_length: int = 256  # tokens of the prompt with all that is given beside it
     max_response_length: int = 1024  # tokens
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
+    bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     temperature: float = 1.0  # of sampling, and of the log-probabilities in the losses
     clip_eps: float = 0.2  # PPO clips the probability ratio to 1 - eps .. 1 + eps
     kl_coef: float = 0.001  # weight of kl_loss; 0 loads no reference
@@ -98,7 +99,8 @@ def main(args: Args) -> None:
     inputs = load_inputs(
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
-        skip_long_prompts=args.skip_long_prompts, may_be_unreachable=args.check,
+        skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        needs=("hint",),
     )
     check_batch(
         prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
@@ -119,9 +121,20 @@ def main(args: Args) -> None:
     if args.check:
         print_plan(Path(__file__).stem, inputs, {
             "steps": args.total_steps,
-            "rollouts per step": f"{args.prompts_per_step} prompts x {args.group_size} responses",
+            "rollouts per step": f"{args.prompts_per_step} prompts x {args.group_size} responses = "
+                                 f"{args.prompts_per_step * args.group_size}",
             "updates per step": f"{num_updates}, of {args.mini_batch_prompts * args.group_size} rollouts each",
             "tokens per micro-batch": f"at most {args.max_tokens_per_micro_batch} on each process",
+            **memory_plan(
+                inputs, dtype=args.dtype, zero_stage=args.zero_stage, offload=args.offload,
+                gradient_checkpointing=args.gradient_checkpointing, has_reference=args.kl_coef > 0,
+                group_size=args.group_size, rows_per_prompt=1 if args.share_prefix else args.group_size,
+                row_length=args.max_prompt_length
+                + (args.group_size if args.share_prefix else 1) * args.max_response_length,
+                prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
+                max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, max_prompt_length=args.max_prompt_length,
+                max_response_length=args.max_response_length, kv_cache_gb=args.kv_cache_gb,
+            ),
         })
         return
 
@@ -149,7 +162,7 @@ def main(args: Args) -> None:
         if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
             engine.sync()
             responses = evaluate(engine, inputs.test_problems, tokenizer, args.max_prompt_length,
-                                 args.max_response_length)
+                                 args.max_response_length, args.bos)
             logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
             logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
         if done > start and (done % args.save_every == 0 or is_end):
@@ -161,7 +174,7 @@ def main(args: Args) -> None:
         # 1. problems
         problems = distributed.share(problems_of_step(inputs.problems, step, args.prompts_per_step, args.seed))
         prompts = [
-            build_prompt(problem, tokenizer, args.max_prompt_length, draw_hint(problem, step, args))
+            build_prompt(problem, tokenizer, args.max_prompt_length, args.bos, draw_hint(problem, step, args))
             for problem in problems
         ]  # fmt: skip
 

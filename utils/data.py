@@ -1,12 +1,14 @@
 """Problems: where they are read from, how they are checked, and in which order training meets them.
 
 A data set is a folder with `train.parquet` and `test.parquet` in the schema of the UFT authors' release (columns
-`data_source, prompt, hint, answer, reward_model`, others are ignored), or the name of a built-in task that makes one.
+`data_source, prompt, reward_model`, and `hint`, `answer` where solutions are known; others are ignored), or the name of
+a built-in task that makes one.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,23 @@ import pyarrow.parquet
 from rewards import VERIFIERS, score
 from utils import seeding
 from utils.checks import BadInput
-from utils.tasks import countdown
+from utils.tasks import benchmarks, countdown, kk_logic, math, tree
 
-BUILT_IN: dict[str, Callable[[Path], None]] = {"countdown": countdown.build}
-CONSTANT_ANSWERS: dict[str, Callable] = {"countdown": countdown.best_constant_pattern}  # data_source -> the best one
+BUILT_IN: dict[str, Callable[[Path], None]] = {
+    "countdown": countdown.build,
+    "kk_logic": kk_logic.build,
+    "math": math.build,
+    "tree": tree.build,
+    **{name: partial(benchmarks.build, name=name) for name in benchmarks.BENCHMARKS},  # for evaluation: no train split
+}
+CONSTANT_ANSWERS: dict[str, Callable] = {  # data_source -> the best one
+    "countdown": countdown.best_constant_pattern,
+    "kk_logic": kk_logic.best_constant_pattern,
+    "tree": tree.best_constant_pattern,
+}
 BUILT_IN_FOLDER = Path(__file__).resolve().parent.parent / "data"
-REQUIRED_COLUMNS = ("data_source", "prompt", "hint", "answer", "reward_model")
+REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+OPTIONAL_COLUMNS = ("hint", "answer")  # evaluation and pure reinforcement do without
 
 
 @dataclass(frozen=True)
@@ -32,8 +45,8 @@ class Problem:
         index: row number in its file; with the split, the problem's identity for seeding.
         data_source: which verifier judges it.
         prompt: the text given to the model, as it is.
-        solution: the chunks (sentences or lines) of a reference solution, up to but without `</think>`.
-        demonstration: the full text to imitate: solution, `</think>`, `<answer> .. </answer>`.
+        solution: the chunks (sentences or lines) of a reference solution, up to but without `</think>`; may be empty.
+        demonstration: the full text to imitate: solution, `</think>`, `<answer> .. </answer>`; may be empty.
         ground_truth: what the verifier needs to know.
     """
 
@@ -63,11 +76,12 @@ def data_folder(name_or_folder: str) -> Path:
     return folder
 
 
-def load_problems(name_or_folder: str, split: str) -> list[Problem]:
-    """All rows of `split` ("train" or "test").
+def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) -> list[Problem]:
+    """All rows of `split` ("train" or "test"). `needs` names the optional columns that every row must fill.
 
     Raises:
-        BadInput: a missing file or column, a column of the wrong type, an empty split, or a hint that holds an answer.
+        BadInput: a missing file or column, a column of the wrong type, an empty split, a hint that holds an answer, or
+            rows without what is needed.
     """
     path = data_folder(name_or_folder) / f"{split}.parquet"
     where = f"flag --data {name_or_folder}: {path.name}"
@@ -77,13 +91,21 @@ def load_problems(name_or_folder: str, split: str) -> list[Problem]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"{where} cannot be read as parquet ({error})") from error
-    missing = [column for column in REQUIRED_COLUMNS if column not in table.column_names]
+    needed = (*REQUIRED_COLUMNS, *needs)
+    missing = [column for column in needed if column not in table.column_names]
     if missing:
-        raise BadInput(f"{where} has no column {', '.join(missing)}; needed are {', '.join(REQUIRED_COLUMNS)}")
+        raise BadInput(f"{where} has no column {', '.join(missing)}; needed are {', '.join(needed)}")
     if table.num_rows == 0:
         raise BadInput(f"{where} has no rows")
-    rows = table.select(REQUIRED_COLUMNS).to_pylist()
-    return [_problem(index, row, f"{where} row {index}") for index, row in enumerate(rows)]
+    known = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in table.column_names]
+    rows = table.select(known).to_pylist()
+    problems = [_problem(index, row, f"{where} row {index}") for index, row in enumerate(rows)]
+    for column in needs:
+        empty = [p.index for p in problems if not (p.solution if column == "hint" else p.demonstration)]
+        if empty:
+            raise BadInput(f"{where}: {len(empty)} of {len(problems)} rows have an empty {column}, which this script "
+                           f"needs (the first is row {empty[0]})")
+    return problems
 
 
 def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
@@ -93,7 +115,8 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
         if not condition:
             raise BadInput(f"{where}: {rule}")
 
-    messages, solution, reward_model = row["prompt"], row["hint"], row["reward_model"]
+    messages, reward_model = row["prompt"], row["reward_model"]
+    solution, demonstration = row.get("hint") or [], row.get("answer") or ""
     expect(isinstance(row["data_source"], str) and row["data_source"] in VERIFIERS,
            f"data_source {row['data_source']!r} has no verifier; known: {', '.join(VERIFIERS)}")
     expect(
@@ -103,7 +126,7 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
     )
     expect(isinstance(solution, list) and all(isinstance(chunk, str) for chunk in solution),
            "hint must be a list of texts")
-    expect(isinstance(row["answer"], str), "answer must be a text")
+    expect(isinstance(demonstration, str), "answer must be a text")
     expect(isinstance(reward_model, dict) and isinstance(reward_model.get("ground_truth"), dict),
            "reward_model must hold ground_truth")
     expect("<answer>" not in "".join(solution), "hint must not hold an <answer>: it would be scored as the model's")
@@ -111,7 +134,9 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
         score(row["data_source"], "", reward_model["ground_truth"])
     except ValueError as error:
         raise BadInput(f"{where}: {error}") from error
-    return Problem(index, row["data_source"], messages[0]["content"], tuple(solution), row["answer"],
+    if not "".join(solution):  # the authors write [''] where there is none
+        solution = []
+    return Problem(index, row["data_source"], messages[0]["content"], tuple(solution), demonstration,
                    reward_model["ground_truth"])
 
 

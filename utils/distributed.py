@@ -30,7 +30,8 @@ def init(timeout_minutes: float = 30) -> torch.device:
     else:
         device = torch.device("cpu")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))))
+        if "OMP_NUM_THREADS" not in os.environ:  # else the user has decided
+            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))))
     _quieten()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

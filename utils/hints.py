@@ -38,15 +38,20 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def start_ids(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
+    """The ids before a prompt: the beginning-of-sequence token where `bos` asks for it and the tokenizer has one."""
+    return [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
+
+
 def build_prompt(
-    problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, hint: Sequence[str] = ()
+    problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, hint: Sequence[str] = ()
 ) -> Prompt:
     """The prompt of `problem`, followed by the slices of `hint` as far as they fit.
 
     Where prompt and hint are longer than `max_prompt_length` tokens, whole slices are left out, the last first; the
     prompt itself is never cut (`check_prompt_lengths` has seen to it that it fits).
     """
-    prompt_ids = encode(problem.prompt, tokenizer)
+    prompt_ids = start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
     assert len(prompt_ids) <= max_prompt_length
     for shown in range(len(hint), 0, -1):
         hint_ids = encode("".join(hint[:shown]), tokenizer)
@@ -55,14 +60,15 @@ def build_prompt(
     return Prompt(problem, prompt_ids, [], 0)
 
 
-def build_demonstration(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def build_demonstration(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> Prompt:
     """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
-    ids = [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id]
-    return Prompt(problem, encode(problem.prompt, tokenizer), ids, len(problem.solution))
+    prompt_ids = start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
+    return Prompt(problem, prompt_ids, [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id],
+                  len(problem.solution))
 
 
 def check_demonstration_lengths(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_length: int
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_length: int, bos: bool
 ) -> tuple[list[Problem], int]:
     """The problems whose prompt and demonstration fit into `max_length` tokens, and how many do not: a demonstration
     is never cut, since it would lose its answer and its end.
@@ -72,7 +78,8 @@ def check_demonstration_lengths(
     """
     parts = [tokenizer(texts, add_special_tokens=False)["input_ids"]
              for texts in ([p.prompt for p in problems], [p.demonstration for p in problems])]
-    lengths = [len(prompt) + len(demonstration) + 1 for prompt, demonstration in zip(*parts, strict=True)]
+    added = len(start_ids(tokenizer, bos)) + 1  # an end-of-sequence token
+    lengths = [added + len(prompt) + len(demonstration) for prompt, demonstration in zip(*parts, strict=True)]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
     if not fitting:
         raise BadInput(f"flag --max_length {max_length}: no demonstration is as short, the shortest has {min(lengths)}")
@@ -80,14 +87,16 @@ def check_demonstration_lengths(
 
 
 def check_prompt_lengths(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, split: str, skip: bool
-) -> list[Problem]:
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, split: str,
+    skip: bool,
+) -> list[Problem]:  # fmt: skip
     """The problems whose prompt fits into `max_prompt_length` tokens.
 
     Raises:
         BadInput: one does not fit and `skip` is not set, or none is left.
     """
-    lengths = [len(ids) for ids in tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]]
+    texts = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    lengths = [len(start_ids(tokenizer, bos)) + len(ids) for ids in texts]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
     num_long = len(problems) - len(fitting)
     if num_long and not skip:

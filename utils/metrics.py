@@ -2,30 +2,35 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import Rollout, completion_text, decode
-from rewards import Score, score
+from rewards import Score, pool, score_all
 from utils import distributed
 
 
 def verify(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
-    """The verifier's judgement of every rollout."""
+    """The verifier's judgement of every rollout; those that need worker processes are judged side by side."""
 
-    def judge(rollout: Rollout) -> Score:
+    def item(rollout: Rollout) -> tuple[str, str, dict[str, Any]]:
         problem = rollout.prompt.problem
-        return score(problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth)
+        return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
 
-    return [[judge(rollout) for rollout in group] for group in groups]
+    scores = iter(score_all([item(rollout) for group in groups for rollout in group]))
+    return [[next(scores) for _ in group] for group in groups]
 
 
 def rollout_metrics(
     groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Score]], watch: "Stopwatch"
 ) -> dict[str, float]:
-    """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and the times."""
+    """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and the times.
+
+    verifier_timeouts is a count: rollouts whose verifier ran out of time or crashed.
+    """
     rollouts = [rollout for group in groups for rollout in group]
     judged = [one for group in scores for one in group]
     totals = distributed.sums({
@@ -39,12 +44,14 @@ def rollout_metrics(
         "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
         "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
         "flat_groups": sum(len({one.reward for one in group}) == 1 for group in scores),
+        "verifier_timeouts": sum(one in (pool.TIMEOUT, pool.CRASHED) for one in judged),
     })
     per_group = {"hint_slices", "hint_tokens", "flat_groups"}
     num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
+    counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
     tokens_per_second = totals["response_tokens"] / watch.seconds["seconds/rollout"]
     means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
-    return means | {"tokens_per_second": tokens_per_second} | watch.seconds
+    return means | counts | {"tokens_per_second": tokens_per_second} | watch.seconds
 
 
 def rollout_texts(rollout: Rollout, judged: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:

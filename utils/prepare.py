@@ -1,29 +1,38 @@
 """What a run needs before a model loads: tokenizer and problems, checked against the flags, and the plan in words."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+from huggingface_hub import close_session, constants
+from huggingface_hub.utils import get_session
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from inference.torch_engine import check_supported
 from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, encode
+from utils.memory import SHAPES, Run, Shape, memory_facts, shape_of
+from utils.zero import resolve_dtype
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Checked inputs of a run. `tokenizer` is None only under --check, for a model that cannot be reached from here."""
+    """Checked inputs of a run. `tokenizer` is None only under --check, for a model that cannot be reached from here;
+    `shape` is None for such a model where nothing is known about it."""
 
     tokenizer: PreTrainedTokenizerBase | None
     problems: list[Problem]
     test_problems: list[Problem]
+    shape: Shape | None
 
 
 def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
-    eval_problems: int, skip_long_prompts: bool, may_be_unreachable: bool,
+    eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, needs: tuple[str, ...] = (),
 ) -> Inputs:  # fmt: skip
-    """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems.
+    """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
+    names what every training problem must have, "hint" or "answer".
 
     Raises:
         BadInput: anything that is missing, unreadable or too long.
@@ -31,22 +40,38 @@ def load_inputs(
     require(eval_problems >= 0, "--eval_problems", eval_problems, "must not be negative (0 means all)")
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
-    tokenizer = load_tokenizer(model, may_be_unreachable)
+    if may_be_unreachable and not Path(model).is_dir():
+        stop_asking_a_silent_hub()
+    tokenizer, shape = load_tokenizer(model, may_be_unreachable), SHAPES.get(model)
     if tokenizer is not None:
         config = AutoConfig.from_pretrained(model)
         check_supported(config)
+        shape = shape_of(config)
+        largest = max(tokenizer.get_vocab().values())
+        require(largest < config.vocab_size, "--model", model,
+                f"its tokenizer has ids up to {largest}, its embeddings end at {config.vocab_size - 1}")
         positions = config.max_position_embeddings
         require(max_prompt_length + max_response_length <= positions, "--max_response_length", max_response_length,
                 f"with --max_prompt_length {max_prompt_length} exceeds the {positions} positions of {model}")
-    loaded = {split: load_problems(data, split) for split in splits}
+    loaded = {split: load_problems(data, split, needs if split == "train" else ()) for split in splits}
     if "test" in loaded:
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
                 f"is more than the {len(loaded['test'])} test problems of --data {data}")
         loaded["test"] = loaded["test"][: eval_problems or None]
     if tokenizer is not None:
-        loaded = {split: check_prompt_lengths(problems, tokenizer, max_prompt_length, split, skip_long_prompts)
+        loaded = {split: check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split, skip_long_prompts)
                   for split, problems in loaded.items()}
-    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []))
+    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape)
+
+
+def stop_asking_a_silent_hub() -> None:
+    """Where the Hugging Face hub does not answer, only the local cache is read from here on: the retries for each file
+    take a minute in all."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception:  # of the HTTP library, which differs between versions of the hub's
+        constants.HF_HUB_OFFLINE = True
+        close_session()  # the next one reads the constant
 
 
 def check_batch(
@@ -65,6 +90,14 @@ def check_batch(
             f"must be a multiple of the number of processes, {world_size()}")
     require(max_tokens_per_micro_batch >= longest_group, "--max_tokens_per_micro_batch", max_tokens_per_micro_batch,
             f"must hold {longest_group_is} = {longest_group} tokens")
+
+
+def memory_plan(inputs: Inputs, *, dtype: str, **flags) -> dict[str, str]:
+    """What the run needs on each process, for `print_plan`; `flags` are the other fields of memory.Run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(weight_bytes=resolve_dtype(dtype, device).itemsize, processes=world_size(),
+              test_problems=len(inputs.test_problems), **flags)
+    return memory_facts(inputs.shape, run)
 
 
 def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:

@@ -1,12 +1,11 @@
 """What a run comes to: curves.png, the closing table, and the table of several runs.
 
     python -m utils.report RUN              writes RUN/curves.png and prints base against trained
-    python -m utils.report RUN RUN ...      prints one row per run; NAME_seed0, NAME_seed1, ... share a row
+    python -m utils.report RUN RUN ...      prints one row per run and writes a figure with a panel per task;
+                                            NAME_seed0, NAME_seed1, ... share a row and a line
 """
 
-import io
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,42 +16,19 @@ from typing import Annotated
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
-from utils.logger import read_jsonl
+from utils import comparison
+from utils.runs import (  # noqa: F401
+    ACCURACY,
+    evaluation_interval,
+    group_by_seed,
+    read_evaluations,
+    read_metrics,
+    table,
+    wilson_interval,
+)
 
-Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
-ACCURACY = "eval/accuracy"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart by the colour-blind too
-
-
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """95 % score interval (Wilson 1927) of a proportion: with p = successes / n and z = 1.96,
-    (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n). Sound at 0 and n successes too."""
-    if not (n > 0 and 0 <= successes <= n):
-        raise ValueError(f"wilson_interval: {successes} successes of n = {n}; must be 0 <= successes <= n and n > 0")
-    p, z2n = successes / n, Z_95**2 / n
-    half_width = Z_95 * math.sqrt(p * (1 - p) / n + z2n / (4 * n))
-    return max(0.0, (p + z2n / 2 - half_width) / (1 + z2n)), min(1.0, (p + z2n / 2 + half_width) / (1 + z2n))
-
-
-def read_metrics(output_dir: str | Path) -> list[dict]:
-    """The lines of metrics.jsonl, in order, without a torn last one."""
-    return read_jsonl(Path(output_dir) / "metrics.jsonl")
-
-
-def read_evaluations(output_dir: str | Path) -> list[dict]:
-    """The evaluation lines of a run; ValueError where it has none."""
-    evaluations = [line for line in read_metrics(output_dir) if ACCURACY in line]
-    if not evaluations:
-        raise ValueError(f"{Path(output_dir) / 'metrics.jsonl'} has no evaluation ({ACCURACY})")
-    return evaluations
-
-
-def evaluation_interval(*evaluations: dict) -> tuple[float, float]:
-    """95 % interval of the accuracy of one evaluation line, or of several pooled."""
-    n = sum(line["eval/n"] for line in evaluations)
-    return wilson_interval(sum(round(line[ACCURACY] * line["eval/n"]) for line in evaluations), n)
 
 
 # ----- curves -----
@@ -124,21 +100,12 @@ def plot_curves(output_dir: str | Path) -> Path:
     zero += draw(likelihoods, training, {"sft_loss": ("sft (right)", GREEN), "entropy": ("entropy (right)", PURPLE)})
     likelihoods.set_ylabel("nats per token")
     finish(losses, "Loss terms, before their coefficients", "per response token", zero, likelihoods)
-    image, path = io.BytesIO(), output_dir / "curves.png"
-    figure.savefig(image)
-    colours = Image.open(image).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    colours.save(path, optimize=True)  # a palette: a third of the bytes
+    path = output_dir / "curves.png"
+    comparison.save_small(figure, path)
     return path
 
 
 # ----- tables -----
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
-    rule = [":--"] + ["--:"] * (len(header) - 1)
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (header, rule, *rows)]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def closing_table(output_dir: str | Path, extra: tuple[str, float, str] | None = None) -> str:
@@ -168,9 +135,7 @@ def several_runs_table(output_dirs: list[Path], pattern_accuracy: float | None =
     Min to max is over the seeds. The 95 % interval pools their answers as if each met other problems: where all meet
     the same ones, as they usually do, it is too narrow for a claim about new problems.
     """
-    groups: dict[str, list[list[dict]]] = {}
-    for output_dir in output_dirs:
-        groups.setdefault(re.sub(r"_seed\d+$", "", str(output_dir.resolve())), []).append(read_evaluations(output_dir))
+    groups = {group: [read_evaluations(run) for run in runs] for group, runs in group_by_seed(output_dirs).items()}
     rows = []
     for group, runs in groups.items():
         first, last = [evaluations[0] for evaluations in runs], [evaluations[-1] for evaluations in runs]
@@ -196,7 +161,9 @@ class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Output folders of training runs."""
     pattern_accuracy: float | None = None
-    """Accuracy (0 to 1) of the best constant answer pattern on the test set: one more row."""
+    """Accuracy (0 to 1) of the best constant answer on the test set; left out: found from the run's data, if there."""
+    figure: Path = Path("comparison.png")
+    """Where the figure of several runs is written."""
 
 
 def main(args: Args) -> None:
@@ -205,12 +172,20 @@ def main(args: Args) -> None:
             sys.exit(f"RUNS {run} must be the output_dir of a training run, and it has no metrics.jsonl")
     if not args.runs:
         sys.exit("RUNS (none) must name at least one output_dir of a training run")
-    if len(args.runs) > 1:
-        print(several_runs_table(list(args.runs), args.pattern_accuracy))
+    constant = args.pattern_accuracy
+    if len(args.runs) == 1:
+        constant = comparison.constant_accuracy(args.runs[0]) if constant is None else constant
+        extra = None if constant is None else ("best constant pattern", constant, "")
+        print(closing_table(args.runs[0], extra))
+        print(f"\ncurves: {plot_curves(args.runs[0])}")
         return
-    extra = None if args.pattern_accuracy is None else ("best constant pattern", args.pattern_accuracy, "")
-    print(closing_table(args.runs[0], extra))
-    print(f"\ncurves: {plot_curves(args.runs[0])}")
+    for task, groups in comparison.by_task(args.runs).items():
+        runs = [run for of_group in groups.values() for run in of_group]
+        accuracy = comparison.constant_accuracy(runs[0]) if constant is None else constant
+        print(f"{task}\n\n{several_runs_table(runs, accuracy)}\n")
+    print(comparison.comparison_table(args.runs))
+    comparison.plot_comparison(args.runs, args.figure)
+    print(f"\nfigure: {args.figure}")
 
 
 if __name__ == "__main__":

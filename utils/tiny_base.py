@@ -1,22 +1,21 @@
-"""A tiny base model for Countdown: Qwen2 architecture, its own tokenizer, trained here in minutes.
+"""A tiny base model for a generated task: Qwen2 architecture, its own tokenizer, trained here in minutes.
 
-    python -m utils.tiny_base --output_dir M --data D        # D: a folder that utils.tasks.countdown wrote
+    python -m utils.tiny_base --task countdown --output_dir M --data D    # D: a folder that utils.tasks.countdown wrote
 
-It is what a pretrained model is to the paper: it writes the format and mostly calculates right, and rarely hits the
-target. Its texts are derivations of the data's kind (drawn fresh, without limit) that mostly stand under a target that
-they do not reach; `--solved_fraction` of them do. The puzzles of D's test split are never among the solved ones. Train
-puzzles may be, as any other: a fresh draw can meet them.
+It is what a pretrained model is to the paper: it writes the form of a solution, on Countdown with mostly true
+arithmetic, and rarely hits the answer. Its texts (utils/tiny_texts.py) are drawn fresh, without limit, and mostly
+wrong; `--solved_fraction` of them are right. Problems of D's test split are never among the right ones.
 
 Loss: negative log-likelihood of the text after the prompt, mean over a batch's tokens.
 """
 
 import os
-import random
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,8 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from rewards import score
 from utils.checks import check_numbers, launch, require
-from utils.data import Problem, data_folder, load_problems
-from utils.tasks import countdown
+from utils.data import CONSTANT_ANSWERS, Problem, data_folder, load_problems
+from utils.tiny_texts import TASKS
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 IGNORED = -100  # label of a token without loss
@@ -38,8 +37,10 @@ IGNORED = -100  # label of a token without loss
 class Args:
     output_dir: str
     """folder for the model, in the form of transformers; must not exist, unless --overwrite"""
-    data: str = "countdown"
-    """`countdown`, or a folder that utils.tasks.countdown wrote; the kind of puzzles is read from it"""
+    task: Literal["countdown", "tree"] = "countdown"
+    """what the texts are about"""
+    data: str | None = None
+    """a folder that the task's generator wrote, the kind of problems is read from it; left out: the built-in task"""
     overwrite: bool = False
     """replace --output_dir"""
     seed: int = 0
@@ -90,30 +91,12 @@ def check(args: Args) -> None:
             "exists; give --overwrite to replace it")
 
 
-# ---- texts ----------------------------------------------------------------------------------------------------------
+# ---- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def texts(setting: countdown.Setting, test_keys: set, solved_fraction: float, seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion) pairs. A derivation that is not to be a solution stands under the target of the
-    derivation before it: targets are as in the data, and reached by chance only."""
-    rng = random.Random(f"tiny base {seed}")
-    counts = range(setting.min_numbers, setting.max_numbers + 1)
-    other_target = setting.min_target
-    while True:
-        puzzle = countdown.draw_puzzle(rng.choice(counts), setting, rng)
-        if puzzle is None:
-            continue
-        solved = rng.random() < solved_fraction
-        if solved and puzzle.key in test_keys:
-            continue
-        target = puzzle.target if solved else other_target
-        other_target = puzzle.target
-        yield countdown.instruction(puzzle.numbers, target, setting.operators), countdown.demonstration(puzzle)
-
-
-def make_tokenizer(samples: list[str], max_length: int) -> Qwen2Tokenizer:
-    """Bytes, and as tokens of their own the phrases between digits, parentheses and newlines of the samples: the whole
-    instruction is one token, a number one per digit.
+def make_tokenizer(samples: list[str], breaks: str, max_length: int) -> Qwen2Tokenizer:
+    """Bytes, and as tokens of their own the phrases between the `breaks` of the samples: a whole instruction is one
+    token, a number one per digit.
 
     It is a Qwen2Tokenizer because AutoTokenizer loads every folder of a Qwen2 model as one, with Qwen2's splitting of
     texts, whatever the folder names. Phrases and bytes pass that unchanged; merges made under another splitting do not.
@@ -121,7 +104,7 @@ def make_tokenizer(samples: list[str], max_length: int) -> Qwen2Tokenizer:
     vocabulary = {token: i for i, token in enumerate([PAD, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], unk_token=None, bos_token=None, pad_token=PAD,
                                eos_token=EOS, padding_side="left", model_max_length=max_length)
-    phrases = {piece for sample in samples for piece in re.split(r"[\d()\n]", sample) if len(piece) > 1}
+    phrases = {piece for sample in samples for piece in re.split(breaks, sample) if len(piece) > 1}
     tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in sorted(phrases)])
     return tokenizer
 
@@ -193,14 +176,13 @@ def evaluate(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: list[
 
 def main(args: Args) -> None:
     check(args)
-    test_problems = load_problems(args.data, "test")
-    setting = countdown.load_setting(data_folder(args.data))
+    task, data = TASKS[args.task], args.data or args.task
+    test_problems = load_problems(data, "test")
     if args.threads:
         torch.set_num_threads(args.threads)
-    test_keys = {(tuple(sorted(p.ground_truth["numbers"])), p.ground_truth["target"]) for p in test_problems}
-    stream = texts(setting, test_keys, args.solved_fraction, args.seed)
+    stream = task.texts(data_folder(data), test_problems, args.solved_fraction, args.seed)
     samples = [prompt + completion for prompt, completion in (next(stream) for _ in range(args.tokenizer_texts))]
-    tokenizer = make_tokenizer(samples, args.max_position_embeddings)
+    tokenizer = make_tokenizer(samples, task.breaks, args.max_position_embeddings)
     longest = max(len(ids) for ids in tokenizer(samples)["input_ids"])
     require(longest < args.max_position_embeddings, "--max_position_embeddings", args.max_position_embeddings,
             f"must exceed the longest text, {longest} tokens")
@@ -221,7 +203,7 @@ def main(args: Args) -> None:
         for name, greedy in (("greedy", True), ("sampled", False)):
             accuracy, form = evaluate(model, tokenizer, problems, greedy, args.max_response_length)
             print(f"base, {name}, {len(problems)} test problems: accuracy {accuracy:.1%}, format {form:.1%}")
-        pattern, accuracy = countdown.best_constant_pattern(problems)
+        pattern, accuracy = CONSTANT_ANSWERS[args.task](problems)
         print(f"best constant answer pattern on them: {accuracy:.1%} ({pattern})")
 
 

@@ -41,7 +41,7 @@ def main(args: Args) -> None:
         torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     model = load_model(args.model, resolve_dtype("auto", device)).eval().to(device)
-    prompts = [build_prompt(p, tokenizer, 10_000) for p in load_problems(args.data, "train")[: args.prompts]]
+    prompts = [build_prompt(p, tokenizer, 10_000, True) for p in load_problems(args.data, "train")[: args.prompts]]
     batch = tokenizer.pad({"input_ids": [p.prompt_ids for p in prompts]}, return_tensors="pt").to(device)
 
     def ours(samples: int, ends: list[int]) -> int:

@@ -12,19 +12,17 @@ intermediate results are exact positive integers. Rows follow the parquet schema
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.checks import BadInput, launch, require
 from utils.tasks.constant_patterns import best_constant_pattern, pattern_hits
+from utils.tasks.files import write_splits
 
 METADATA_KEY = b"countdown_setting"  # the parquet schema carries the Setting as JSON
 MAX_FRUITLESS_DRAWS = 200_000  # draws in a row without a new puzzle before a setting counts as exhausted
@@ -254,15 +252,7 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
     args = Args(output_dir=str(output_dir), **flags)
     train_rows, test_rows = generate(args)
     setting = {name: value for name, value in asdict(args).items() if name in Setting.__dataclass_fields__}
-    os.makedirs(args.output_dir, exist_ok=True)
-    folder = tempfile.mkdtemp(dir=args.output_dir, prefix=".building-")
-    try:
-        for name, rows in (("train.parquet", train_rows), ("test.parquet", test_rows)):
-            table = pa.Table.from_pylist(rows).replace_schema_metadata({METADATA_KEY: json.dumps(setting)})
-            pq.write_table(table, os.path.join(folder, name))
-            os.replace(os.path.join(folder, name), os.path.join(args.output_dir, name))
-    finally:
-        shutil.rmtree(folder)
+    write_splits(args.output_dir, {"train": train_rows, "test": test_rows}, (METADATA_KEY, setting))
 
 
 def load_setting(folder: str | os.PathLike) -> Setting:

@@ -1,0 +1,178 @@
+"""Killable worker processes that compare an answer with its target through math-verify.
+
+A worker is `python -m rewards.worker`: a line of JSON in, a line of JSON out. It takes one comparison at a time, and
+is killed and replaced when that takes longer than the limit. Workers start when first needed, have a session of their
+own (no Ctrl-C of the terminal reaches them), and end with their stdin: whatever way the parent goes, none outlives
+it.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT, Score
+
+TIMEOUT = Score(0.0, False, "timeout")
+CRASHED = Score(0.0, False, "verifier crashed")
+VERDICTS = {"equal": CORRECT, "different": WRONG_RESULT, "unparsable": UNPARSABLE}
+
+COMMAND = (sys.executable, "-m", "rewards.worker")
+ROOT = Path(__file__).resolve().parent.parent  # a worker's folder; rewards/ itself must never be: it holds a math.py
+TIME_LIMIT = 5.0  # seconds for one comparison, from when a worker takes it
+START_LIMIT = 120.0  # seconds for a worker's imports
+MAX_COMPARISONS = 2_000  # then a worker is replaced: its libraries' caches grow
+
+
+class Comparison(NamedTuple):
+    """What a verifier leaves to the workers: two LaTeX texts."""
+
+    target: str
+    answer: str
+
+
+class WorkerEnd(Exception):
+    """A worker gave no whole line: it ended, or (`late`) time was up."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late = late
+
+
+class Worker:
+    """One process; started when first used, used by one thread at a time."""
+
+    def __init__(self, command: Sequence[str], time_limit: float) -> None:
+        self.command = command
+        self.time_limit = time_limit
+        self.process: subprocess.Popen | None = None
+        self.num_comparisons = 0
+
+    def judge(self, comparison: Comparison) -> Score:
+        """RuntimeError: no worker can be started (it says why on stderr)."""
+        if self.process is None or self.process.poll() is not None or self.num_comparisons == MAX_COMPARISONS:
+            self.stop()
+            self.start()
+        self.num_comparisons += 1
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(json.dumps([*comparison, self.time_limit]).encode() + b"\n")
+            return VERDICTS[json.loads(self.read_line(self.time_limit))]
+        except WorkerEnd as end:
+            self.stop()
+            return TIMEOUT if end.late else CRASHED
+        except BaseException:  # Ctrl-C: what the worker still writes must not be taken for the next verdict
+            self.stop()
+            raise
+
+    def start(self) -> None:
+        environment = os.environ | {"PYTHONHASHSEED": "0"}  # the order of sets may steer a simplification
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        self.num_comparisons = 0
+        try:
+            self.read_line(START_LIMIT)  # "ready"
+        except WorkerEnd:
+            self.stop()
+            raise RuntimeError(f"a verifier process does not start: {' '.join(self.command)} (in {ROOT})") from None
+
+    def read_line(self, limit: float) -> bytes:
+        """The worker's next line, within `limit` seconds."""
+        deadline = time.monotonic() + limit
+        line = b""
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        while not line.endswith(b"\n"):
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1_000):
+                raise WorkerEnd(late=True)
+            part = os.read(self.process.stdout.fileno(), 65_536)
+            if not part:
+                raise WorkerEnd(late=False)
+            line += part
+        return line
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.process = None
+
+
+class Pool:
+    """`num_workers` workers, shared by all threads."""
+
+    def __init__(self, num_workers: int, time_limit: float = TIME_LIMIT, command: Sequence[str] = COMMAND) -> None:
+        self.workers = [Worker(command, time_limit) for _ in range(num_workers)]
+        self.idle: queue.LifoQueue[Worker] = queue.LifoQueue()  # the one used last is the one that has started
+        for worker in self.workers:
+            self.idle.put(worker)
+
+    def judge(self, comparison: Comparison) -> Score:
+        worker = self.idle.get()
+        try:
+            return worker.judge(comparison)
+        finally:
+            self.idle.put(worker)
+
+    def judge_all(self, comparisons: Sequence[Comparison]) -> list[Score]:
+        """The Scores in order; equal comparisons are made once. RuntimeError: no worker can be started."""
+        different = list(dict.fromkeys(comparisons))
+        if len(different) < 2:
+            scores = map(self.judge, different)
+        else:
+            with ThreadPoolExecutor(min(len(self.workers), len(different))) as threads:
+                scores = threads.map(self.judge, different)
+        score_of = dict(zip(different, scores, strict=True))
+        return [score_of[comparison] for comparison in comparisons]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+
+shared: Pool | None = None
+shared_lock = threading.Lock()
+
+
+def judge_all(comparisons: Sequence[Comparison]) -> list[Score]:
+    """The Scores of `comparisons`, in order, by the workers of this process; from any thread.
+
+    The environment variable VERIFIER_WORKERS sets their number; without it, it is that of the cores, at most 4.
+    """
+    global shared
+    if not comparisons:
+        return []
+    with shared_lock:
+        if shared is None:
+            shared = Pool(int(os.environ.get("VERIFIER_WORKERS", min(4, os.cpu_count() or 1))))
+        pool = shared
+    return pool.judge_all(comparisons)
+
+
+def close_shared() -> None:
+    if shared is not None:
+        shared.close()
+
+
+def forget_workers() -> None:
+    """In a forked child: the workers and their pipes are the parent's."""
+    global shared, shared_lock
+    shared, shared_lock = None, threading.Lock()
+
+
+atexit.register(close_shared)
+os.register_at_fork(after_in_child=forget_workers)

@@ -1,0 +1,224 @@
+"""R3: learning to reason through a reverse curriculum (arXiv 2402.05808), as the UFT paper runs it.
+
+    loss = pg_loss + kl_coef * kl_loss - entropy_coef * entropy
+
+The prompt is followed by the first slices of a reference solution: any number of them from none to all, drawn uniformly
+at every step of the training. One draw per problem and step, shared by its group. Hint tokens enter no loss.
+
+Started as `deepspeed --num_gpus 2 training/<this file> --model M --data countdown --output_dir O`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from inference.hybrid_engine import build_engine, sampling_uniforms
+from utils import checkpoint, distributed, seeding
+from utils.checks import check_numbers, check_output_dir, launch, require
+from utils.data import Problem, best_constant_answer, problems_of_step
+from utils.evaluation import evaluate, summary
+from utils.hints import build_prompt, solution_slices
+from utils.inspection import describe_group
+from utils.logger import Logger
+from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
+from utils.metrics import LossMeans, Stopwatch, count_tokens, rollout_metrics, rollout_texts, verify
+from utils.packing import pack_mini_batches, with_logprobs
+from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
+from utils.report import closing_table, plot_curves
+from utils.zero import Actor, load_model, load_reference, resolve_dtype
+
+
+@dataclass
+class Args:
+    model: str  # Hugging Face name or local folder of the model to train
+    data: str  # built-in task (countdown, kk_logic, math, tree), or a folder with train.parquet and test.parquet
+    output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
+    seed: int = 0  # of everything that is drawn
+    total_steps: int = 500  # training steps
+    hint_slices_max: int = 5  # slices a solution is cut into, at most
+    eval_every: int = 25  # steps between evaluations (greedy); also before the first and after the last step
+    eval_problems: int = 0  # test problems per evaluation; 0 is all
+    save_every: int = 100  # steps between checkpoints; also after the last step
+    resume: bool = False  # go on from the latest checkpoint in output_dir
+    overwrite: bool = False  # replace the run in output_dir
+    prompts_per_step: int = 256  # prompts, over all processes
+    group_size: int = 4  # responses per prompt
+    mini_batch_prompts: int = 64  # prompts per optimiser update, over all processes
+    max_prompt_length: int = 256  # tokens of the prompt with all that is given beside it
+    max_response_length: int = 1024  # tokens
+    skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
+    bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
+    temperature: float = 1.0  # of sampling, and of the log-probabilities in the losses
+    clip_eps: float = 0.2  # PPO clips the probability ratio to 1 - eps .. 1 + eps
+    kl_coef: float = 0.001  # weight of kl_loss; 0 loads no reference
+    entropy_coef: float = 0.001  # weight of the entropy bonus
+    lr: float = 1e-6  # learning rate of AdamW, constant
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.999  # AdamW
+    weight_decay: float = 0.01  # AdamW
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    max_tokens_per_micro_batch: int = 16384  # tokens of one forward pass on one process, padding included
+    share_prefix: bool = True  # training computes a group's prompt once; with --no_share_prefix once per response
+    zero_stage: Literal[0, 1, 2, 3] = 3  # what DeepSpeed shards: 1 optimiser, 2 + gradients, 3 + weights
+    offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
+    engine: Literal["torch"] = "torch"  # what generates: the in-process decoder
+    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process
+    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
+    check: bool = False  # check everything that needs no model, print the plan, and stop
+
+
+def draw_hint(problem: Problem, step: int, args: Args) -> list[str]:
+    """The slices of the problem's solution shown at `step`, a function of (seed, step, problem)."""
+    slices = solution_slices(problem.solution, args.hint_slices_max)
+    return slices[: seeding.generator("hint", args.seed, step, problem.index).integers(len(slices) + 1)]
+
+
+def main(args: Args) -> None:
+    # Whatever can be wrong without a model is found here.
+    inputs = load_inputs(
+        model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
+        max_response_length=args.max_response_length, eval_problems=args.eval_problems,
+        skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        needs=("hint",),
+    )
+    check_batch(
+        prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
+        longest_group=args.max_prompt_length + args.group_size * args.max_response_length,
+        longest_group_is="--max_prompt_length + --group_size * --max_response_length",
+        max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, num_problems=len(inputs.problems),
+    )
+    require(args.group_size > 1, "--group_size", args.group_size, "must be at least 2: rewards of a group are compared")
+    check_numbers(
+        args, positive=("total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
+                        "kv_cache_gb", "timeout_minutes"),
+        not_negative=("seed", "kl_coef", "entropy_coef", "weight_decay"), below_one=("beta1", "beta2"),
+    )
+    check_numbers(args, positive=("hint_slices_max",))
+    check_output_dir(args.output_dir, args.resume, args.overwrite, args.total_steps)
+    num_updates = args.prompts_per_step // args.mini_batch_prompts
+    if args.check:
+        print_plan(Path(__file__).stem, inputs, {
+            "steps": args.total_steps,
+            "rollouts per step": f"{args.prompts_per_step} prompts x {args.group_size} responses = "
+                                 f"{args.prompts_per_step * args.group_size}",
+            "updates per step": f"{num_updates}, of {args.mini_batch_prompts * args.group_size} rollouts each",
+            "tokens per micro-batch": f"at most {args.max_tokens_per_micro_batch} on each process",
+            **memory_plan(
+                inputs, dtype=args.dtype, zero_stage=args.zero_stage, offload=args.offload,
+                gradient_checkpointing=args.gradient_checkpointing, has_reference=args.kl_coef > 0,
+                group_size=args.group_size, rows_per_prompt=1 if args.share_prefix else args.group_size,
+                row_length=args.max_prompt_length
+                + (args.group_size if args.share_prefix else 1) * args.max_response_length,
+                prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
+                max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, max_prompt_length=args.max_prompt_length,
+                max_response_length=args.max_response_length, kv_cache_gb=args.kv_cache_gb,
+            ),
+        })
+        return
+
+    device = distributed.init(args.timeout_minutes)
+    dtype = resolve_dtype(args.dtype, device)
+    actor = Actor(
+        load_model(args.model, dtype), betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm, temperature=args.temperature, zero_stage=args.zero_stage,
+        offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
+    )
+    reference = None
+    if args.kl_coef > 0:
+        reference = load_reference(load_model(args.model, dtype), args.temperature, args.zero_stage, args.offload)
+    tokenizer = inputs.tokenizer
+    engine = build_engine(args.engine, actor, tokenizer, args.kv_cache_gb)
+    if args.overwrite:
+        checkpoint.clear(args.output_dir)
+    start = checkpoint.load_latest(args.output_dir, actor) if args.resume else 0
+    logger = Logger(args.output_dir, args, distributed.is_main(), args.total_steps, start if args.resume else None)
+
+    for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
+        is_end = done == args.total_steps
+
+        # 0. evaluate and save
+        if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
+            engine.sync()
+            responses = evaluate(engine, inputs.test_problems, tokenizer, args.max_prompt_length,
+                                 args.max_response_length, args.bos)
+            logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
+            logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
+        if done > start and (done % args.save_every == 0 or is_end):
+            checkpoint.save(args.output_dir, done, actor, tokenizer)
+        if is_end:
+            break
+        step, watch = done + 1, Stopwatch()
+
+        # 1. problems
+        problems = distributed.share(problems_of_step(inputs.problems, step, args.prompts_per_step, args.seed))
+        prompts = [
+            build_prompt(problem, tokenizer, args.max_prompt_length, args.bos, draw_hint(problem, step, args))
+            for problem in problems
+        ]  # fmt: skip
+
+        # 2. rollout
+        engine.sync()
+        watch.lap("sync")
+        uniforms = sampling_uniforms(prompts, args.group_size, args.max_response_length, args.seed, step)
+        groups = engine.generate(prompts, args.group_size, args.max_response_length, args.temperature, uniforms)
+        watch.lap("rollout")
+
+        # 3. reward and advantage
+        scores = verify(groups, tokenizer)
+        rewards = torch.tensor([[score.reward for score in group] for group in scores])  # (P, G)
+        advantages = group_advantages(rewards)
+        watch.lap("reward")
+
+        # 4. batch
+        mini_batches = [
+            [with_logprobs(micro_batch, actor if num_updates > 1 else None, reference) for micro_batch in mini_batch]
+            for mini_batch in pack_mini_batches(groups, advantages.tolist(), num_updates,
+                                                args.max_tokens_per_micro_batch, device, args.share_prefix)
+        ]
+        watch.lap("logprobs")
+        if args.dump_batch and done == start:
+            logger.print(describe_group(mini_batches[0][0], tokenizer))
+
+        # 5. update
+        losses, grad_norms = LossMeans(), []
+        for mini_batch in mini_batches:
+            num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
+            for number, micro_batch in enumerate(mini_batch, start=1):
+                logprobs, entropies = actor(micro_batch)  # (N,), (N,)
+                old_logprobs = logprobs.detach() if num_updates == 1 else micro_batch.old_logprobs
+                ref_logprobs = logprobs.detach() if reference is None else micro_batch.ref_logprobs
+                surrogate = clipped_surrogate(logprobs, old_logprobs, micro_batch.advantages, args.clip_eps)
+                divergence = k3_divergence(logprobs, ref_logprobs)
+                pg_loss = masked_mean(surrogate, micro_batch.response_mask, num_response_tokens)
+                kl_loss = masked_mean(divergence, micro_batch.response_mask, num_response_tokens)
+                entropy = masked_mean(entropies, micro_batch.response_mask, num_response_tokens)
+                loss = pg_loss + args.kl_coef * kl_loss - args.entropy_coef * entropy
+                actor.backward(loss, is_last=number == len(mini_batch))
+                mismatch = masked_mean((old_logprobs - micro_batch.engine_logprobs).abs(), micro_batch.response_mask,
+                                       num_response_tokens)
+                losses.add(loss=loss, pg_loss=pg_loss, kl_loss=kl_loss, entropy=entropy, logprob_mismatch=mismatch)
+            grad_norms.append(actor.step(args.lr))
+        watch.lap("update")
+
+        metrics = rollout_metrics(groups, scores, watch) | losses.means(num_updates)
+        logger.log_training(step, metrics | {"grad_norm": sum(grad_norms) / num_updates, "lr": args.lr})
+        if step % args.eval_every == 0:
+            logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], tokenizer), kind="training")
+
+    logger.close()
+    if distributed.is_main():
+        table = closing_table(args.output_dir, best_constant_answer(inputs.test_problems))
+        print(f"curves: {plot_curves(args.output_dir)}\n\n{table}", flush=True)
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    launch(main, Args)

@@ -1,0 +1,103 @@
+"""Steps to half the problems right against the depth of the tree: the UFT paper's theorem, seen on a language model.
+
+    python -m utils.depths RUN RUN ... --figure depths.png        # runs on data of utils.tasks.tree
+
+Without hints the steps grow like the number of leaves, branching ** depth; with hints of random length like a
+polynomial of the depth. A step takes prompts_per_step * group_size responses, that is leaves.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import tyro
+from matplotlib.figure import Figure
+
+from utils.comparison import COLOURS, save_small
+from utils.runs import ACCURACY, group_by_seed, read_args, read_evaluations, table
+from utils.tasks.tree import load_setting
+
+
+@dataclass
+class Args:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Output folders of training runs on tree data; NAME_seed0, NAME_seed1, ... share a line."""
+    accuracy: float = 0.5
+    """What counts as reached, 0..1."""
+    figure: Path = Path("depths.png")
+    """Where the figure is written."""
+
+
+def steps_to(evaluations: list[dict], accuracy: float) -> float:
+    """The first evaluation step with at least that accuracy; infinity where there is none."""
+    return min((line["step"] for line in evaluations if line[ACCURACY] >= accuracy), default=math.inf)
+
+
+def by_method(runs: list[Path], accuracy: float) -> dict[str, dict[int, list[float]]]:
+    """{method: {depth: steps of each seed}}; depths rise."""
+    methods: dict[str, dict[int, list[float]]] = {}
+    for group, of_group in group_by_seed(runs).items():
+        depth = load_setting(read_args(of_group[0])["data"]).depth
+        steps = [steps_to(read_evaluations(run), accuracy) for run in of_group]
+        methods.setdefault(Path(group).name, {})[depth] = steps
+    return {method: dict(sorted(depths.items())) for method, depths in methods.items()}
+
+
+def steps_table(methods: dict[str, dict[int, list[float]]]) -> str:
+    """Markdown: the median over the seeds for each method and depth, with how many got there where not all did."""
+
+    def cell(steps: list[float]) -> str:
+        reached = sum(map(math.isfinite, steps))
+        middle = median(steps)
+        shown = f"{middle:g}" if math.isfinite(middle) else "not reached"
+        return shown if reached == len(steps) else f"{shown} ({reached} of {len(steps)} seeds)"
+
+    depths = sorted({depth for of_method in methods.values() for depth in of_method})
+    rows = [[method, *(cell(of_method[depth]) if depth in of_method else "" for depth in depths)]
+            for method, of_method in methods.items()]
+    return table(["steps to reach it, median", *(f"depth {depth}" for depth in depths)], rows)
+
+
+def plot(methods: dict[str, dict[int, list[float]]], args: Args) -> None:
+    """A line through the medians of each method, a dot a seed; a triangle on top where a seed did not get there."""
+    settings = [read_args(run) for run in args.runs]
+    last = max(setting["total_steps"] for setting in settings)
+    figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for (method, depths), colour in zip(methods.items(), COLOURS, strict=False):
+        middle = {depth: median(steps) for depth, steps in depths.items() if math.isfinite(median(steps))}
+        axes.plot(list(middle), list(middle.values()), color=colour, label=method)
+        for depth, steps in depths.items():
+            beside = depth + 0.06 * (list(methods).index(method) - len(methods) / 2)
+            for one in steps:
+                marker, height = ("o", one) if math.isfinite(one) else ("^", last * 1.15)
+                axes.plot(beside, height, marker, color=colour, markersize=4, alpha=0.6)
+    first = settings[0]
+    leaves = first["prompts_per_step"] * first["group_size"]
+    branching = load_setting(first["data"]).branching
+    depths = sorted({depth for of_method in methods.values() for depth in of_method})
+    bound = {depth: branching**depth / 4 / leaves for depth in depths if branching**depth / 4 / leaves <= last}
+    axes.plot(list(bound), list(bound.values()), color="grey", linestyle=":",
+              label=f"{branching}^depth / 4 leaves (bound without hints)")
+    axes.set(xlabel="depth of the tree", ylabel=f"steps to {args.accuracy:.0%} greedy accuracy", yscale="log",
+             xticks=depths, title=f"{leaves} responses a step; triangles: not within {last} steps")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    save_small(figure, args.figure)
+
+
+def main(args: Args) -> None:
+    missing = [run for run in args.runs if not (run / "metrics.jsonl").is_file()]
+    if missing or not args.runs:
+        sys.exit(f"RUNS {missing[0] if missing else '(none)'} must be output_dirs of training runs on tree data")
+    methods = by_method(list(args.runs), args.accuracy)
+    print(f"\n{args.accuracy:.0%} accuracy\n\n{steps_table(methods)}")
+    plot(methods, args)
+    print(f"\nfigure: {args.figure}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, use_underscores=True))
