@@ -139,7 +139,8 @@ def test_a_demonstration_is_prompt_and_whole_answer_and_the_end():
 
 def test_a_demonstration_is_left_out_rather_than_cut():
     problems = [make_problem(index, "123", demonstration="x" * length) for index, length in enumerate((5, 9, 6))]
-    lengths = [len(p.prompt_ids) + len(p.hint_ids) for p in (build_demonstration(p, TOKENIZER, False) for p in problems)]
+    built = [build_demonstration(problem, TOKENIZER, False) for problem in problems]
+    lengths = [len(p.prompt_ids) + len(p.hint_ids) for p in built]
     assert lengths == [9, 13, 10]  # the end-of-sequence token is counted
     assert check_demonstration_lengths(problems, TOKENIZER, 13, False) == (problems, 0)
     assert check_demonstration_lengths(problems, TOKENIZER, 10, False) == ([problems[0], problems[2]], 1)

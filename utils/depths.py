@@ -1,6 +1,6 @@
 """Steps to half the problems right against the depth of the tree: the UFT paper's theorem, seen on a language model.
 
-    python -m utils.depths RUN RUN ... --figure depths.png        # runs on data of utils.tasks.tree
+    python -m utils.depths RUN RUN ... --figure depths.png      # runs on data of utils.tasks.tree
 
 Without hints the steps grow like the number of leaves, branching ** depth; with hints of random length like a
 polynomial of the depth. A step takes prompts_per_step * group_size responses, that is leaves.
@@ -27,8 +27,8 @@ class Args:
     """Output folders of training runs on tree data; NAME_seed0, NAME_seed1, ... share a line."""
     accuracy: float = 0.5
     """What counts as reached, 0..1."""
-    figure: Path = Path("depths.png")
-    """Where the figure is written."""
+    figure: Path | None = None
+    """Where the figure is written; left out: depths.png beside the first run."""
 
 
 def steps_to(evaluations: list[dict], accuracy: float) -> float:
@@ -61,7 +61,7 @@ def steps_table(methods: dict[str, dict[int, list[float]]]) -> str:
     return table(["steps to reach it, median", *(f"depth {depth}" for depth in depths)], rows)
 
 
-def plot(methods: dict[str, dict[int, list[float]]], args: Args) -> None:
+def plot(methods: dict[str, dict[int, list[float]]], args: Args, path: Path) -> None:
     """A line through the medians of each method, a dot a seed; a triangle on top where a seed did not get there."""
     settings = [read_args(run) for run in args.runs]
     last = max(setting["total_steps"] for setting in settings)
@@ -86,7 +86,7 @@ def plot(methods: dict[str, dict[int, list[float]]], args: Args) -> None:
              xticks=depths, title=f"{leaves} responses a step; triangles: not within {last} steps")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    save_small(figure, args.figure)
+    save_small(figure, path)
 
 
 def main(args: Args) -> None:
@@ -95,8 +95,9 @@ def main(args: Args) -> None:
         sys.exit(f"RUNS {missing[0] if missing else '(none)'} must be output_dirs of training runs on tree data")
     methods = by_method(list(args.runs), args.accuracy)
     print(f"\n{args.accuracy:.0%} accuracy\n\n{steps_table(methods)}")
-    plot(methods, args)
-    print(f"\nfigure: {args.figure}")
+    figure = args.figure or args.runs[0].resolve().parent / "depths.png"
+    plot(methods, args, figure)
+    print(f"\nfigure: {figure}")
 
 
 if __name__ == "__main__":

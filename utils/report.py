@@ -162,8 +162,8 @@ class Args:
     """Output folders of training runs."""
     pattern_accuracy: float | None = None
     """Accuracy (0 to 1) of the best constant answer on the test set; left out: found from the run's data, if there."""
-    figure: Path = Path("comparison.png")
-    """Where the figure of several runs is written."""
+    figure: Path | None = None
+    """Where the figure of several runs is written; left out: comparison.png beside the first run."""
 
 
 def main(args: Args) -> None:
@@ -184,8 +184,9 @@ def main(args: Args) -> None:
         accuracy = comparison.constant_accuracy(runs[0]) if constant is None else constant
         print(f"{task}\n\n{several_runs_table(runs, accuracy)}\n")
     print(comparison.comparison_table(args.runs))
-    comparison.plot_comparison(args.runs, args.figure)
-    print(f"\nfigure: {args.figure}")
+    figure = args.figure or args.runs[0].resolve().parent / "comparison.png"
+    comparison.plot_comparison(args.runs, figure)
+    print(f"\nfigure: {figure}")
 
 
 if __name__ == "__main__":

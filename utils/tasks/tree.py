@@ -62,8 +62,8 @@ def validate(args: Args) -> None:
 
 
 def hidden_rule(setting: Setting) -> dict[tuple[str, str], str]:
-    """(state, turn) -> next state. The turns of a state lead to all states, so over all walks every path is as likely as
-    any other."""
+    """(state, turn) -> next state. The turns of a state lead to all states, so over all walks every path is as likely
+    as any other."""
     rng = random.Random(f"tree rule {setting.rule_seed} {setting.branching}")
     states = STATES[: setting.branching]
     return {(state, turn): next_state for state in states
