@@ -23,7 +23,7 @@ from tests.models import (
     tiny_model,
     with_noise,
 )
-from training import rft, sft, uft
+from training import r3, rft, sft, stage, uft
 from utils import packing
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
@@ -255,7 +255,7 @@ def test_packing_does_not_write_to_its_arguments():
 # ---- which token gets which loss ----
 
 
-def losses_and_leaf(seed=0, hint_advantage=0.0):
+def losses_and_leaf(seed=0, hint_advantage=0.0, script=uft, **flags):
     """The script's losses of a packed batch, as functions of log-probabilities and entropies that are leaves."""
     groups = random_groups(SIZES)
     [micro_batch] = pack(groups, random_advantages(groups, seed), 300, CPU)
@@ -265,8 +265,9 @@ def losses_and_leaf(seed=0, hint_advantage=0.0):
     noise = torch.randn(2, len(micro_batch.targets), generator=torch.Generator().manual_seed(0))
     leaf = (micro_batch.old_logprobs + 0.05 * noise).requires_grad_()  # few ratios are clipped
     losses = losses_of_script(
-        uft, micro_batch, lambda _: (leaf[0], leaf[1]), model,
-        num_response_tokens=micro_batch.response_mask.sum(), num_hint_tokens=micro_batch.hint_mask.sum(), **FLAGS,
+        script, micro_batch, lambda _: (leaf[0], leaf[1]), model,
+        num_response_tokens=micro_batch.response_mask.sum(), num_hint_tokens=micro_batch.hint_mask.sum(),
+        **(FLAGS | flags),
     )  # fmt: skip
     return losses, leaf, micro_batch
 
@@ -302,6 +303,17 @@ def test_coefficients_weigh_the_losses():
     losses, *_ = losses_and_leaf()
     expected = losses["pg_loss"] + 0.3 * losses["kl_loss"] - 0.2 * losses["entropy"] + 0.5 * losses["sft_loss"]
     torch.testing.assert_close(losses["loss"], expected)
+
+
+def test_scripts_share_their_losses_up_to_the_sft_term():
+    """stage has UFT's loss, R3 has RFT's, and without sft_coef UFT has RFT's ("RFT (cosine)"), hints or not."""
+
+    def loss_and_gradient(script, **flags):
+        losses, leaf, _ = losses_and_leaf(script=script, **flags)
+        return losses["loss"].item(), torch.autograd.grad(losses["loss"], leaf)[0].tolist()
+
+    assert loss_and_gradient(stage) == loss_and_gradient(uft) != loss_and_gradient(rft)
+    assert loss_and_gradient(r3) == loss_and_gradient(rft) == loss_and_gradient(uft, sft_coef=0.0)
 
 
 @pytest.mark.parametrize("script", [rft, uft])

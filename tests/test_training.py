@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.launching import evaluation_lines, launch, start, succeed, training_lines
-from training import uft
+from training import r3, stage, uft
 from utils.data import load_problems, problems_of_step
 from utils.hints import encode
 
@@ -121,6 +121,29 @@ def test_hints_are_those_of_the_schedule_and_end_with_it(uft_run, uft_flags, bas
             sum(len(encode("".join(hint), tokenizer)) for hint in hints) / PROMPTS)
         shown = line["step"] <= HINT_STEPS
         assert (line["hint_slices"] > 0) == (line["sft_loss"] > 0) == (line["hint_tokens"] > 0) == shown
+
+
+@pytest.mark.parametrize(("name", "own", "has_sft_loss"), [
+    ("stage", {"hint_steps": 6, "sft_coef": 0.1}, True),  # two chunks: three stages of two steps
+    ("r3", {}, False),
+])  # fmt: skip
+def test_stage_and_r3_train_with_the_hints_of_their_schedules(tmp_path, flags, countdown_data, name, own, has_sft_loss):
+    own = flags | own | {"output_dir": tmp_path / "run"}
+    succeed(launch(f"training/{name}.py", own | {"zero_stage": 3, "eval_every": 4}, num_processes=2))
+    script, hint_of = {"stage": (stage, stage.stage_hint), "r3": (r3, r3.draw_hint)}[name]
+    args, problems = script.Args(**own), load_problems(str(countdown_data), "train")
+    lines = training_lines(tmp_path / "run")
+    shown = [[len(hint_of(problem, line["step"], args))
+              for problem in problems_of_step(problems, line["step"], PROMPTS, args.seed)] for line in lines]
+    assert [line["hint_slices"] for line in lines] == pytest.approx([sum(of_step) / PROMPTS for of_step in shown])
+    if name == "stage":
+        assert [line["hint_slices"] for line in lines] == [2, 1, 1, 0]
+    else:
+        assert all(set(of_step) == {0, 1, 2} for of_step in shown)
+    for line in lines:
+        assert set(line) >= TRAINING_FIELDS and line["grad_norm"] > 0 and line["logprob_mismatch"] < NOISE
+        assert (line["sft_loss"] > 0) == (has_sft_loss and line["hint_slices"] > 0)
+    assert [line["step"] for line in evaluation_lines(tmp_path / "run")] == [0, 4]
 
 
 def test_loss_is_the_formula_over_its_terms(uft_run, uft_flags):

@@ -1,0 +1,41 @@
+"""The README's examples work as they stand."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import rewards
+from rewards import score
+from utils.data import load_problems
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_smallest_data_set_loads_for_every_script_and_its_answer_is_right(tmp_path, monkeypatch):
+    [example] = [text for text in EXAMPLES if "write_table" in text]
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})  # noqa: S102
+    for split in ("train", "test"):
+        [problem] = load_problems(str(tmp_path), split, needs=("hint", "answer"))
+        assert len(problem.solution) == 2
+        assert score(problem.data_source, problem.demonstration, problem.ground_truth).reward == 1.0
+
+
+def test_the_verifier_of_ones_own_judges(monkeypatch):
+    [example] = [text for text in EXAMPLES if "def verify" in text]
+    module = ModuleType("chess")
+    exec(example, vars(module))  # noqa: S102
+    monkeypatch.setitem(rewards.VERIFIERS, "chess", module.verify)
+    for completion, reward in (("<answer> e4 </answer>", 1.0), ("<answer> d4 </answer>", 0.1), ("e4", 0.0)):
+        assert score("chess", completion, {"move": "e4"}).reward == reward
+
+
+def test_every_file_that_is_named_exists():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"(?:launch_scripts|training|rewards|utils|inference|tests)/[\w./]+\.(?:py|sh|png)", text))
+    named |= {f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m ([\w.]+)", text)}
+    allowed = {"training/mine.py", "rewards/chess.py"}  # the reader's own
+    assert {name for name in named if not (ROOT / name).is_file()} == allowed
+    assert sys.version_info >= (3, 11)

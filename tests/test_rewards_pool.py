@@ -1,0 +1,268 @@
+"""The worker processes: limits, crashes, order, threads, the end of the parent; and that no text is compiled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from inference.hybrid_engine import Rollout
+from rewards import pool, score
+from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT
+from rewards.pool import CRASHED, TIMEOUT, Comparison, Pool
+from utils import metrics
+from utils.data import Problem
+from utils.hints import Prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+# A worker without math-verify: an answer is what it does, then it is compared as text.
+STAND_IN = """
+import json, os, signal, sys, time
+time.sleep(float(os.environ.get("SECONDS_TO_START", "0")))
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    target, answer, seconds = json.loads(line)
+    if answer.startswith("sleep"):
+        time.sleep(float(answer.split()[1]))
+    if answer == "exit":
+        os._exit(0)
+    if answer == "kill":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print(json.dumps("equal" if answer.startswith(target) else "different"), flush=True)
+"""
+STAND_IN_COMMAND = (sys.executable, "-S", "-c", STAND_IN)
+
+
+@pytest.fixture
+def stand_in():
+    pools = []
+
+    def start(num_workers: int, time_limit: float) -> Pool:
+        pools.append(Pool(num_workers, time_limit, STAND_IN_COMMAND))
+        return pools[-1]
+
+    yield start
+    for one in pools:
+        one.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def ends(pid: int, seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_timeout_and_crashes_leave_the_rest_of_the_batch_alone(stand_in, num_workers):
+    workers = stand_in(num_workers, 2.0)
+    answers = ["a", "sleep 600", "b", "exit", "a 1", "kill", "a 2"]
+    expected = [CORRECT, TIMEOUT, WRONG_RESULT, CRASHED, CORRECT, CRASHED, CORRECT]
+    assert workers.judge_all([Comparison("a", answer) for answer in answers]) == expected
+    assert workers.judge_all([Comparison("a", "a")] * 3) == [CORRECT] * 3
+
+
+def test_the_reasons_and_rewards_of_a_timeout_and_a_crash():
+    assert TIMEOUT == (0.0, False, "timeout")
+    assert CRASHED == (0.0, False, "verifier crashed")
+
+
+def test_a_killed_worker_is_gone(stand_in):
+    workers = stand_in(1, 1.5)
+    workers.judge(Comparison("a", "a"))
+    pid = workers.workers[0].process.pid
+    assert workers.judge(Comparison("a", "sleep 600")) == TIMEOUT
+    assert not is_running(pid)
+
+
+def test_neither_the_queue_nor_the_start_counts_as_time(stand_in, monkeypatch):
+    monkeypatch.setenv("SECONDS_TO_START", "2.2")
+    workers = stand_in(1, 2.0)
+    answers = [f"sleep 0.45 {i}" for i in range(5)]  # 2.25 seconds in all
+    assert workers.judge_all([Comparison("sleep", answer) for answer in answers]) == [CORRECT] * 5
+
+
+def test_a_worker_that_died_while_idle_is_replaced(stand_in):
+    workers = stand_in(1, 30.0)
+    assert workers.judge(Comparison("a", "a")) == CORRECT
+    workers.workers[0].process.kill()
+    workers.workers[0].process.wait()
+    assert workers.judge(Comparison("a", "b")) == WRONG_RESULT
+
+
+def test_a_worker_is_replaced_after_its_number_of_comparisons(stand_in, monkeypatch):
+    monkeypatch.setattr(pool, "MAX_COMPARISONS", 2)
+    workers = stand_in(1, 30.0)
+    pids = []
+    for answer in "abcd":
+        workers.judge(Comparison("a", answer))
+        pids.append(workers.workers[0].process.pid)
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+def test_an_interrupted_comparison_cannot_answer_the_next(stand_in, monkeypatch):
+    workers = stand_in(1, 30.0)
+    workers.judge(Comparison("a", "a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.Worker, "read_line", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            workers.judge(Comparison("a", "a"))
+    assert workers.judge(Comparison("a", "b")) == WRONG_RESULT
+
+
+def test_equal_comparisons_are_made_once_and_workers_start_only_when_needed(stand_in):
+    workers = stand_in(8, 30.0)
+    assert workers.judge_all([Comparison("a", "a")] * 50) == [CORRECT] * 50
+    assert sum(worker.num_comparisons for worker in workers.workers) == 1
+    assert [worker.process is not None for worker in workers.workers].count(True) == 1
+
+
+def test_a_batch_is_spread_over_all_workers(stand_in):
+    workers = stand_in(2, 30.0)
+    assert workers.judge_all([Comparison("sleep", f"sleep 0.5 {i}") for i in range(2)]) == [CORRECT] * 2
+    assert [worker.num_comparisons for worker in workers.workers] == [1, 1]
+
+
+def test_a_worker_that_cannot_start_is_an_error_that_names_the_command():
+    with pytest.raises(RuntimeError, match="does not start: .*no_such_module"):
+        Pool(1, command=(sys.executable, "-S", "-c", "import no_such_module")).judge(Comparison("a", "a"))
+
+
+def test_many_threads_share_the_workers_and_each_gets_its_own_verdicts(stand_in):
+    workers = stand_in(8, 60.0)
+    found: dict[int, list] = {}
+
+    def judge(thread: int) -> None:
+        comparisons = [Comparison(str(thread), f"{(thread + i) % 10} {i}") for i in range(20)]
+        found[thread] = [one.correct for one in workers.judge_all(comparisons)]
+
+    threads = [threading.Thread(target=judge, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [i % 10 == 0 for i in range(20)] for number in range(6)}
+
+
+ANSWERS = (r"\frac{2}{\sqrt{2}}", "2^{1/2}", r"\sqrt{3}", "1.414214", "1.41", "x+")
+REAL = [Comparison(r"\sqrt{2}", answer) for answer in ANSWERS]
+
+
+def test_results_are_the_same_with_1_and_8_workers_and_from_another_thread():
+    """The processes are the real ones."""
+    found = []
+
+    def judge_with(num_workers: int) -> None:
+        workers = Pool(num_workers, time_limit=60.0)
+        found.append(workers.judge_all(REAL))
+        workers.close()
+
+    judge_with(1)
+    thread = threading.Thread(target=judge_with, args=(8,))
+    thread.start()
+    thread.join()
+    assert found == [[CORRECT, CORRECT, WRONG_RESULT, CORRECT, WRONG_RESULT, UNPARSABLE]] * 2
+
+
+def test_an_endless_comparison_is_a_timeout():
+    workers = Pool(1, time_limit=2.0)
+    assert workers.judge(Comparison(r"\sqrt{2}", "9^{9^{9^{9}}} + x")) == TIMEOUT
+    workers.close()
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_no_worker_outlives_its_parent(end):
+    program = f"""
+import os, signal, sys
+from rewards import pool
+pool.COMMAND = (sys.executable, "-S", "-c", {STAND_IN!r})
+pool.Pool.__init__.__defaults__ = (5.0, pool.COMMAND)
+pool.judge_all([pool.Comparison("a", "a"), pool.Comparison("a", "b")])
+print([worker.process.pid for worker in pool.shared.workers if worker.process], flush=True)
+{end}
+"""
+    parent = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=100)
+    pids = json.loads(parent.stdout)
+    assert pids and all(ends(pid) for pid in pids)
+
+
+def test_the_real_worker_ends_with_its_stdin_and_has_a_session_of_its_own():
+    workers = Pool(1)
+    workers.judge(REAL[0])
+    process = workers.workers[0].process
+    assert os.getsid(process.pid) == process.pid != os.getsid(0)
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()
+
+
+GUARD = r"""
+import json, sys
+from rewards import worker
+assert not {"torch", "numpy", "transformers"} & set(sys.modules), "a worker imports what it does not need"
+if sys.argv[1] == "guarded":
+    worker.prepare()
+compiled = []
+sys.addaudithook(lambda event, arguments: compiled.append(str(arguments[0])) if event == "compile" else None)
+sums = [r"\sum_{n=1}^{\infty} \frac{\text{os.abc}^n}{n^3}", r"\sum_{n=1}^{\infty} \frac{1}{n! n}"]
+texts = [*sums, "12.5 + x", "x^5 + xy + 2"]
+verdicts = [worker.compare(r"\sqrt{2}", text) for text in texts] + [worker.compare("x+y", "y+x")]
+refused = []
+for source in ("1", "__import__('os')", "x.y", "print", "'a'", "Integer (1 ).real", "lambda: 0", "1 if 2 else 3"):
+    try:
+        eval(source)
+    except PermissionError:
+        refused.append(source)
+    except Exception:
+        pass
+foreign = [source for source in compiled if "abc" in source or "lambdify" in source]
+print(json.dumps([verdicts, refused, len(foreign), len(compiled) > 9]))
+"""
+
+
+@pytest.mark.parametrize("mode", ["guarded", "open"])
+def test_nothing_that_a_model_wrote_reaches_the_compiler(mode):
+    output = subprocess.run([sys.executable, "-c", GUARD, mode], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    verdicts, refused, num_foreign, some_compiled = json.loads(output.stdout)
+    assert verdicts == ["different"] * 4 + ["equal"] and some_compiled
+    if mode == "guarded":
+        assert refused == ["__import__('os')", "x.y", "print", "'a'", "Integer (1 ).real", "lambda: 0"]
+        assert num_foreign == 0
+    else:
+        assert refused == [] and num_foreign > 0  # what the guard is for: should SymPy mend it, this test says so
+
+
+def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeypatch):
+    verdicts = {"x+1": CORRECT, "x+2": TIMEOUT, "x+3": CRASHED}
+    monkeypatch.setattr(pool, "judge_all", lambda comparisons: [verdicts[one.answer] for one in comparisons])
+    monkeypatch.setattr(metrics, "completion_text", lambda rollout, _: f"<answer>{rollout.response_ids[0]}</answer>")
+    problem = Problem(0, "math500", "p", (), "", {"target": "1+x"})
+    prompt = Prompt(problem, [1], [], 0)
+    groups = [[Rollout(prompt, [text], [0.0], "stop") for text in texts] for texts in (["x+1", "1+x"], ["x+2", "x+3"])]
+    scores = metrics.verify(groups, None)
+    assert scores == [[CORRECT, CORRECT], [TIMEOUT, CRASHED]]
+    watch = metrics.Stopwatch()
+    watch.seconds["seconds/rollout"] = 1.0
+    line = metrics.rollout_metrics(groups, scores, watch)
+    assert line["verifier_timeouts"] == 2 and line["accuracy"] == 0.5 and line["flat_groups"] == 1.0
+
+
+def test_score_works_from_another_thread():
+    found = []
+    truth = {"target": "x+1"}
+    thread = threading.Thread(target=lambda: found.append(score("math500", "<answer> 1+x </answer>", truth)))
+    thread.start()
+    thread.join()
+    assert found == [CORRECT]
