@@ -8,7 +8,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from utils.report import read_metrics
+from utils.runs import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"

@@ -1,5 +1,6 @@
 """Bad input: status not 0, and one message with the flag, its value and the rule, before any model loads."""
 
+import json
 import os
 import re
 import shutil
@@ -13,13 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
-from training import rft, sft, uft
-from utils import checkpoint, distributed
+from training import r3, rft, sft, stage, uft
+from utils import checkpoint, data, distributed
 from utils.checks import launch as run_script
 from utils.data import load_problems
 from utils.logger import Logger
 
-SCRIPTS = {"rft": rft, "uft": uft, "sft": sft, "eval": eval_script}
+SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
                                              "max_tokens_per_micro_batch")}  # fmt: skip
 
@@ -116,7 +117,7 @@ BAD_FLAGS = [
     ({"prompts_per_step": 208}, "flag --prompts_per_step 208: is more than the 200 training problems"),
     ({"eval_problems": 33}, "flag --eval_problems 33: is more than the 32 test problems"),
     ({"eval_problems": -1}, "flag --eval_problems -1: must not be negative"),
-    ({"data": "/no/such/folder"}, "flag --data /no/such/folder: must be a built-in task (countdown)"),
+    ({"data": "/no/such/folder"}, "flag --data /no/such/folder: must be a built-in task (aime24, amc, countdown, "),
     ({"model": "/no/such/model"}, "flag --model /no/such/model: no such folder"),
     ({"model": "nobody/unreachable-3b"}, "flag --model nobody/unreachable-3b: config and tokenizer cannot be loaded"),
 ]  # fmt: skip
@@ -140,9 +141,28 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("eval", {"eval_problems": 33}, "flag --eval_problems 33: is more than the 32 test problems"),
     ("eval", {"data": "/no/such/folder"}, "flag --data /no/such/folder"),
     ("eval", {"kv_cache_gb": -1}, "flag --kv_cache_gb -1.0: must be greater than 0"),
+    ("eval", {"num_samples": -1}, "flag --num_samples -1: must not be negative"),
+    ("eval", {"temperature": 0}, "flag --temperature 0.0: must be greater than 0"),
 ])  # fmt: skip
 def test_bad_flag_of_another_script(call, flags, name, changes, rule):
     expect(call(name, of_script(name, flags) | changes), rule)
+
+
+def test_eval_checks_every_model_and_data_set(call, flags, base_model, countdown_data, tmp_path):
+    """Words that follow a flag's first value replace it."""
+    flags, model, data = of_script("eval", flags), str(base_model), str(countdown_data)
+    expect(call("eval", flags, "--model", model, "/no/such/model"), "flag --model /no/such/model: no such folder")
+    expect(call("eval", flags, "--data", data, "/no/such/folder"), "flag --data /no/such/folder: must be")
+    expect(call("eval", flags, "--model", model, f"{model}/"), f"flag --model {model} {model}/: must not name one")
+    expect(call("eval", flags, "--data", data, data), f"flag --data {data} {data}: must not name one twice")
+    expect(call("eval", flags, "--model"), "flag --model (none): must name at least one")
+    short = changed_data(countdown_data, tmp_path / "data", "test", lambda table: table.slice(0, 9))
+    expect(call("eval", flags | {"eval_problems": 20}, "--data", data, str(short)),
+           f"flag --eval_problems 20: is more than the 9 test problems of --data {short}")
+    shutil.copytree(base_model, tmp_path / "short")
+    config = (tmp_path / "short" / "config.json").read_text()
+    (tmp_path / "short" / "config.json").write_text(config.replace('embeddings": 192', 'embeddings": 96'))
+    expect(call("eval", flags, "--model", model, str(tmp_path / "short")), "exceeds the 96 positions of", "/short")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -173,10 +193,56 @@ def changed_data(countdown_data: Path, folder: Path, split: str, change) -> Path
     return folder
 
 
-@pytest.mark.parametrize("column", ["data_source", "prompt", "hint", "answer", "reward_model"])
-def test_missing_column(call, flags, countdown_data, tmp_path, column):
+@pytest.mark.parametrize(("name", "column"), [
+    *((name, column) for name in ("rft", "sft", "uft") for column in ("data_source", "prompt", "reward_model")),
+    ("uft", "hint"), ("stage", "hint"), ("r3", "hint"), ("sft", "answer"),
+])  # fmt: skip
+def test_missing_column(call, flags, countdown_data, tmp_path, name, column):
     folder = changed_data(countdown_data, tmp_path / "data", "train", lambda table: table.drop_columns([column]))
-    expect(call("uft", flags | {"data": folder}), f"flag --data {folder}: train.parquet has no column {column};")
+    expect(call(name, of_script(name, flags) | {"data": folder}),
+           f"flag --data {folder}: train.parquet has no column {column};")
+
+
+@pytest.mark.parametrize(("name", "column", "empty"), [
+    ("uft", "hint", [""]), ("stage", "hint", []), ("r3", "hint", [""]), ("sft", "answer", ""),
+])  # fmt: skip
+def test_rows_without_what_the_script_learns_from(call, flags, countdown_data, tmp_path, name, column, empty):
+    def clear(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        for index in (3, 7):
+            rows[index][column] = empty
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    folder = changed_data(countdown_data, tmp_path / "data", "train", clear)
+    expect(call(name, of_script(name, flags) | {"data": folder}),
+           f"flag --data {folder}: train.parquet: 2 of 200 rows have an empty {column}", "the first is row 3")
+    assert call("rft", flags | {"data": folder, "check": True})[0] == 0  # reinforcement alone needs neither
+
+
+def test_test_rows_need_no_solution(call, flags, countdown_data, tmp_path):
+    folder = changed_data(countdown_data, tmp_path / "data", "test",
+                          lambda table: table.drop_columns(["hint", "answer"]))
+    for name in SCRIPTS:
+        assert call(name, of_script(name, flags) | {"data": folder, "check": True})[0] == 0
+
+
+def test_data_source_without_a_verifier(call, flags, countdown_data, tmp_path):
+    def rename(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        rows[5]["data_source"] = "chess"
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    folder = changed_data(countdown_data, tmp_path / "data", "train", rename)
+    expect(call("uft", flags | {"data": folder}), "train.parquet row 5: data_source 'chess' has no verifier; known: ")
+
+
+def test_benchmarks_are_for_evaluation(call, flags, countdown_data, monkeypatch, tmp_path):
+    """A built-in name without a train split."""
+    monkeypatch.setitem(data.BUILT_IN, "only_test", lambda folder: shutil.copytree(
+        countdown_data, folder, ignore=shutil.ignore_patterns("train.parquet")))
+    monkeypatch.setattr(data, "BUILT_IN_FOLDER", tmp_path / "built in")
+    assert call("eval", of_script("eval", flags) | {"data": "only_test", "check": True})[0] == 0
+    expect(call("uft", flags | {"data": "only_test"}), "flag --data only_test: train.parquet is missing")
 
 
 @pytest.mark.parametrize(("name", "split"), [("uft", "test"), ("uft", "train"), ("sft", "train"), ("eval", "test")])
@@ -215,6 +281,16 @@ def test_model_folder_without_tokenizer_or_config(call, flags, base_model, tmp_p
         (folder / name).unlink()
         expect(call("uft", flags | {"model": folder}), f"flag --model {folder}: the folder {rule}")
         expect(call("uft", flags | {"model": folder, "check": True}), rule)
+
+
+def test_vocabulary_that_does_not_fit_the_tokenizer(call, flags, base_model, tmp_path):
+    shutil.copytree(base_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    size = config["vocab_size"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": size - 1}))
+    for name in SCRIPTS:
+        expect(call(name, of_script(name, flags) | {"model": tmp_path / "model"}), f"flag --model {tmp_path / 'model'}",
+               f"its tokenizer has ids up to {size - 1}, its embeddings end at {size - 2}")
 
 
 def test_broken_config(call, flags, base_model, tmp_path):
@@ -281,6 +357,18 @@ def test_check_prints_the_plan_and_writes_nothing(call, flags, countdown_data, n
     assert " ".join(repr(first.prompt).split()) in plan
     assert f"{name}: all checks passed" in plan
     assert not flags["output_dir"].exists()
+
+
+def test_check_of_eval_prints_a_plan_for_every_pair(call, flags, base_model, countdown_data, tmp_path):
+    flags = of_script("eval", flags) | {"check": True, "num_samples": 4}
+    other = changed_data(countdown_data, tmp_path / "data", "test", lambda table: table.slice(5, 9))
+    status, plan, _ = call("eval", flags, "--model", str(base_model), "nobody/unreachable-3b",
+                           "--data", str(countdown_data), str(other))
+    assert status == 0 and plan.count("all checks passed") == 4
+    assert plan.count("responses 4 per problem, sampled at temperature 1.0 with seed 0") == 4
+    assert plan.count("test problems 32 ") == plan.count("test problems 9 ") == 2
+    assert plan.count(f"model {base_model} data ") == plan.count("model nobody/unreachable-3b data ") == 2
+    assert plan.count("cannot be reached") == 2
 
 
 def test_check_tells_the_cut_of_the_batch(call, flags, monkeypatch):

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from utils import report
-from utils.report import closing_table, plot_curves, read_metrics, several_runs_table, wilson_interval
+from utils.report import closing_table, plot_curves, several_runs_table
+from utils.runs import read_metrics, wilson_interval
 
 
 def write(output_dir, lines):

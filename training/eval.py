@@ -97,12 +97,12 @@ def main(args: Args) -> None:
         model = load_model(name, resolve_dtype(args.dtype, device)).eval().to(device)
         engine = TorchEngine(model, eos_ids(tokenizer, model.generation_config.eos_token_id), args.kv_cache_gb)
         for data in args.data:
-            asked = (engine, all_inputs[name, data].test_problems, tokenizer, args.max_prompt_length,
-                     args.max_response_length, args.bos)
+            problems = all_inputs[name, data].test_problems
+            shared = (tokenizer, args.max_prompt_length, args.max_response_length, args.bos)
             if args.num_samples:
-                responses = evaluate_samples(*asked, args.num_samples, args.temperature, args.seed)
+                responses = evaluate_samples(engine, problems, *shared, args.num_samples, args.temperature, args.seed)
             else:
-                responses = evaluate(*asked)
+                responses = evaluate(engine, problems, *shared)
             if not distributed.is_main():
                 continue
             results = {data_source: results_of(part, args.num_samples)
@@ -113,7 +113,7 @@ def main(args: Args) -> None:
                                 for one in responses)
             report = {"args": asdict(args), "results": runs[0]["results"], "runs": runs}
             (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-        del model, engine  # before the next is loaded
+        del model, engine  # memory for the next
         gc.collect()
         torch.cuda.empty_cache()
     if distributed.is_main():

@@ -13,7 +13,7 @@ from utils import distributed
 from utils.data import Problem
 from utils.hints import build_prompt, encode
 from utils.metrics import verify
-from utils.report import table, wilson_interval
+from utils.runs import table, wilson_interval
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils import comparison
-from utils.runs import (  # noqa: F401
-    ACCURACY,
-    evaluation_interval,
-    group_by_seed,
-    read_evaluations,
-    read_metrics,
-    table,
-    wilson_interval,
-)
+from utils.runs import ACCURACY, evaluation_interval, group_by_seed, read_evaluations, read_metrics, table
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart by the colour-blind too
 
