@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What:     UFT on Countdown with Qwen2.5-3B, the paper's main setting (arXiv 2505.16984).
-# Hardware: 4 GPUs with 80 GB (H100 in the paper), about 100 GB of CPU memory, about 250 GB of disk for five checkpoints.
-# Expect:   about .755 hint-free greedy accuracy on the 1,024 test problems at step 500 (read off the paper's figure; one
-#           seed). Not run by us: no such machine was at hand.
+# What:     UFT on Countdown with Qwen2.5-3B, the paper's recipe (arXiv 2505.16984).
+# Hardware: 4 GPUs with 80 GB (H100 in the paper), 100 GB of CPU memory, 250 GB of disk (5 checkpoints).
+# Expect:   about .755 hint-free greedy accuracy on the 1,024 test problems at step 500 (read off the paper's figure;
+#           one seed). Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
-# How:      bash launch_scripts/uft_qwen3b.sh            # append --check to see the plan, or any flag to change it
+#           MATH and Logic have longer prompts: DATA=math or DATA=kk_logic, and append --max_prompt_length 1024.
+# How:      bash launch_scripts/uft_qwen3b.sh          # append --check to see the plan, or any flag to change it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh requirements.txt

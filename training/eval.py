@@ -30,7 +30,7 @@ from utils import distributed
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
 from utils.hints import build_prompt
-from utils.prepare import load_inputs, print_plan
+from utils.prepare import load_inputs, memory_plan, print_plan
 from utils.zero import load_model, resolve_dtype
 
 
@@ -73,7 +73,8 @@ def main(args: Args) -> None:
         sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"
         for (model, data), inputs in all_inputs.items():
             facts = {"model": model, "data": data,
-                     "responses": sampled if args.num_samples else "one per problem, greedy"}
+                     "responses": sampled if args.num_samples else "one per problem, greedy",
+                     **memory_plan(inputs, vars(args))}
             warning = inputs.tokenizer and tokenizer_mismatch(inputs.test_problems[0].prompt, inputs.tokenizer)
             print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return

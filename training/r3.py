@@ -111,16 +111,7 @@ def main(args: Args) -> None:
                                  f"{args.prompts_per_step * args.group_size}",
             "updates per step": f"{num_updates}, of {args.mini_batch_prompts * args.group_size} rollouts each",
             "tokens per micro-batch": f"at most {args.max_tokens_per_micro_batch} on each process",
-            **memory_plan(
-                inputs, dtype=args.dtype, zero_stage=args.zero_stage, offload=args.offload,
-                gradient_checkpointing=args.gradient_checkpointing, has_reference=args.kl_coef > 0,
-                group_size=args.group_size, rows_per_prompt=1 if args.share_prefix else args.group_size,
-                row_length=args.max_prompt_length
-                + (args.group_size if args.share_prefix else 1) * args.max_response_length,
-                prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
-                max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, max_prompt_length=args.max_prompt_length,
-                max_response_length=args.max_response_length, kv_cache_gb=args.kv_cache_gb,
-            ),
+            **memory_plan(inputs, vars(args)),
         })
         return
 

@@ -108,14 +108,7 @@ def main(args: Args) -> None:
             "left out as longer than --max_length": num_long,
             "updates per step": f"{num_updates}, of {args.mini_batch_prompts} demonstrations each",
             "tokens per micro-batch": f"at most {args.max_tokens_per_micro_batch} on each process",
-            **memory_plan(
-                inputs, dtype=args.dtype, zero_stage=args.zero_stage, offload=args.offload,
-                gradient_checkpointing=args.gradient_checkpointing, has_reference=False,
-                group_size=0, rows_per_prompt=1, row_length=args.max_length,
-                prompts_per_step=args.prompts_per_step, mini_batch_prompts=args.mini_batch_prompts,
-                max_tokens_per_micro_batch=args.max_tokens_per_micro_batch, max_prompt_length=args.max_prompt_length,
-                max_response_length=args.max_response_length, kv_cache_gb=args.kv_cache_gb,
-            ),
+            **memory_plan(inputs, vars(args)),
         })
         return
 

@@ -16,7 +16,8 @@ from inference.torch_engine import COMPACT_BELOW, FIRST_CAPACITY, SLACK
 from utils.policy import CHUNK_LOGITS
 
 GIB = 2**30
-BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size, one buffer of gradients on their way
+NO_ESTIMATE = {"memory": "no estimate: it needs the config of --model, which cannot be reached from this machine"}
+BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size, gradients on their way; at stage 3 it always exists
 LIVE = 1_000_000_000  # elements: its stage3_max_live_parameters, weights gathered at once
 
 
@@ -72,11 +73,20 @@ def shape_of(config: PretrainedConfig) -> Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """The flags that memory depends on, and the number of `processes` and of `test_problems`. `row_length` is the
-    longest row that training packs, `rows_per_prompt` the number of such rows that a prompt makes."""
+class Generation:
+    """The flags that memory depends on while generating."""
 
     weight_bytes: int
+    max_prompt_length: int
+    max_response_length: int
+    kv_cache_gb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generation):
+    """The flags that memory depends on in training, and the number of `processes` and of `test_problems`. `row_length`
+    is the longest row that training packs, `rows_per_prompt` the number of such rows that a prompt makes."""
+
     processes: int
     zero_stage: int
     offload: bool
@@ -88,21 +98,18 @@ class Run:
     row_length: int
     rows_per_prompt: int
     max_tokens_per_micro_batch: int
-    max_prompt_length: int
-    max_response_length: int
-    kv_cache_gb: float
     test_problems: int
 
 
 def training_states(parameters: int, run: Run) -> tuple[dict[str, float], float]:
     """The actor's weights, gradients and optimiser states on one process: {name: bytes} on the GPU, bytes on the CPU.
 
-    Float32 weights have a master copy too at stages 1 and 2, and where it is offloaded: DeepSpeed makes one. Offloading
-    moves optimiser states, gradients (held there in float32 too) and at stage 3 the weights.
+    Float32 weights have a master copy too, except at stage 0: DeepSpeed makes one. Offloading moves optimiser states,
+    gradients (held there in float32 too) and at stage 3 the weights.
     """
     n, b, share = parameters, run.weight_bytes, parameters / run.processes
     offload = run.offload and run.zero_stage > 0
-    master = 4 if b < 4 or run.zero_stage in (1, 2) or offload else 0
+    master = 4 if b < 4 or run.zero_stage >= 1 else 0
     states = {
         "weights": b * (share if run.zero_stage == 3 else n),
         "gradients": b * (share if run.zero_stage >= 2 else n),
@@ -150,13 +157,13 @@ def masks(run: Run) -> float:
     return num_updates * micro_batches * rows_per_micro_batch * run.row_length**2
 
 
-def cache_need(shape: Shape, run: Run, prompts: int, samples: int) -> float:
+def cache_need(shape: Shape, run: Generation, prompts: int, samples: int) -> float:
     """Keys and values of `prompts` prompts, `samples` responses each, all at full length."""
     tokens = run.max_prompt_length + samples * run.max_response_length
     return prompts * tokens * run.weight_bytes * shape.cache_elements
 
 
-def generation(shape: Shape, run: Run, prompts: int, samples: int) -> float:
+def generation(shape: Shape, run: Generation, prompts: int, samples: int) -> float:
     """The torch engine's peak for `prompts` prompts of one process: prefill, or decoding with the caches of the prompts
     that --kv_cache_gb lets in (at least one), a second copy of the live rows while it drops the finished ones, and the
     logits with three float32 copies."""
@@ -187,10 +194,11 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
     always |= {
         "reference": reference,
         "replica for generating": b * n if sharded else 0.0,
+        "gradient bucket": BUCKET * b if sharded else 0.0,
         "attention masks": 2 * masks(run),  # of this step, and of the last one until they are all made
     }
     tokens = run.max_tokens_per_micro_batch
-    communication = (BUCKET * b if run.zero_stage else 0) + (min(n, LIVE) * b if sharded else 0)
+    communication = {0: 0, 1: BUCKET * b, 2: BUCKET * b, 3: min(n, LIVE) * b}[run.zero_stage]
     stepping = 0.0 if run.offload and run.zero_stage else 4 * (share if run.zero_stage else n)  # Adam's temporary
     if b < 4 or run.zero_stage in (1, 2):
         stepping *= 2  # and the gradients as float32
@@ -205,14 +213,27 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
     return always, phases, on_cpu
 
 
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def evaluation_facts(shape: Shape | None, run: Generation, prompts: int, samples: int) -> dict[str, str]:
+    """As `memory_facts`, where a process has the weights and generates `samples` responses to `prompts` prompts."""
+    if shape is None:
+        return NO_ESTIMATE
+    weights, on_top = run.weight_bytes * shape.parameters, generation(shape, run, prompts, samples)
+    return {
+        "parameters": f"{shape.parameters:,}",
+        "memory per GPU": f"about {gib(weights + on_top)} at most: weights {gib(weights)}, generating {gib(on_top)}",
+        "  keys and values": f"{gib(cache_need(shape, run, prompts, samples))} for all problems, at most "
+                             f"{run.kv_cache_gb:g} GiB at a time",
+    }  # fmt: skip
+
+
 def memory_facts(shape: Shape | None, run: Run) -> dict[str, str]:
     """The estimate in words, for the plan of --check. `shape` None: the model's config cannot be had."""
     if shape is None:
-        return {"memory": "no estimate: it needs the config of --model, which cannot be reached from this machine"}
-
-    def gib(size: float) -> str:
-        return f"{size / GIB:.2f} GiB"
-
+        return NO_ESTIMATE
     always, phases, on_cpu = estimate(shape, run)
     worst = max(phases, key=phases.__getitem__)
     prompts, samples = -(-run.prompts_per_step // run.processes), run.group_size or 1

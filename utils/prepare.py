@@ -1,7 +1,9 @@
 """What a run needs before a model loads: tokenizer and problems, checked against the flags, and the plan in words."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import close_session, constants
@@ -12,7 +14,7 @@ from inference.torch_engine import check_supported
 from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, encode
-from utils.memory import SHAPES, Run, Shape, memory_facts, shape_of
+from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
 from utils.zero import resolve_dtype
 
 
@@ -92,12 +94,27 @@ def check_batch(
             f"must hold {longest_group_is} = {longest_group} tokens")
 
 
-def memory_plan(inputs: Inputs, *, dtype: str, **flags) -> dict[str, str]:
-    """What the run needs on each process, for `print_plan`; `flags` are the other fields of memory.Run."""
+def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a run with these flags needs on each process, for `print_plan`. Without group_size nothing is sampled in
+    training, which then packs demonstrations of at most max_length tokens; without zero_stage nothing is trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(weight_bytes=resolve_dtype(dtype, device).itemsize, processes=world_size(),
-              test_problems=len(inputs.test_problems), **flags)
-    return memory_facts(inputs.shape, run)
+    weight_bytes = resolve_dtype(settings["dtype"], device).itemsize
+    tests = -(-len(inputs.test_problems) // world_size())
+    lengths = {name: settings[name] for name in ("max_prompt_length", "max_response_length", "kv_cache_gb")}
+    if "zero_stage" not in settings:
+        return evaluation_facts(inputs.shape, Generation(weight_bytes=weight_bytes, **lengths), tests,
+                                settings["num_samples"] or 1)
+    group_size = settings.get("group_size", 0)
+    in_a_row = group_size if settings.get("share_prefix", True) else 1  # responses
+    row_length = lengths["max_prompt_length"] + in_a_row * lengths["max_response_length"]
+    names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
+             "max_tokens_per_micro_batch")
+    return memory_facts(inputs.shape, Run(
+        weight_bytes=weight_bytes, processes=world_size(), has_reference=settings.get("kl_coef", 0) > 0,
+        group_size=group_size, row_length=row_length if group_size else settings["max_length"],
+        rows_per_prompt=group_size // in_a_row if group_size else 1, test_problems=len(inputs.test_problems),
+        **lengths, **{name: settings[name] for name in names},
+    ))
 
 
 def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What:     Hint-free greedy accuracy of a model on test sets.
+# Hardware: 1 GPU with 80 GB; more of them (GPUS=4) are faster and change no number.
+# Expect:   none published for the base model; for the last checkpoint of uft_qwen3b.sh about .755 on Countdown (read
+#           off the paper's figure; one seed). Not run by us: no such machine was at hand.
+# Data:     Countdown as our generator makes it; MATH and Logic (DATA=math, DATA=kk_logic) need no other flag.
+# How:      bash launch_scripts/eval_qwen3b.sh         # append --check to see the plan, or any flag to change it
+#           MODEL=runs/uft_qwen3b_seed0/checkpoints/step_500/hf evaluates a checkpoint. MODEL and DATA may name several,
+#           with spaces between: DATA="countdown math kk_logic".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/setup.sh requirements.txt
+
+read -ra models <<<"${MODEL:-Qwen/Qwen2.5-3B}"
+read -ra data <<<"${DATA:-countdown}"
+
+deepspeed --num_gpus "${GPUS:-1}" training/eval.py \
+    --model "${models[@]}" \
+    --data "${data[@]}" \
+    --output_dir "${OUTPUT_DIR:-runs/eval_qwen3b}" \
+    --seed "${SEED:-0}" \
+    --max_prompt_length 1024 \
+    --max_response_length 1024 \
+    --dtype bfloat16 \
+    --kv_cache_gb 24 \
+    "$@"

@@ -1,0 +1,237 @@
+"""The memory estimate against transformers' parameter counts, autograd's saved tensors, and hand-worked numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from tests.models import random_advantages, random_groups
+from utils.memory import (
+    BUCKET,
+    GIB,
+    LIVE,
+    SHAPES,
+    Run,
+    Shape,
+    activations,
+    cache_need,
+    estimate,
+    generation,
+    head,
+    layer_activations,
+    masks,
+    memory_facts,
+    shape_of,
+    training_states,
+)
+from utils.packing import pack
+
+TOTALS = {
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+}
+SMALL = Shape(vocab_size=10, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=2)
+RUN = Run(weight_bytes=2, processes=2, zero_stage=3, offload=False, gradient_checkpointing=False, has_reference=True,
+          prompts_per_step=16, mini_batch_prompts=8, group_size=4, row_length=30, rows_per_prompt=1,
+          max_tokens_per_micro_batch=100, max_prompt_length=10, max_response_length=5, kv_cache_gb=1.0, test_problems=6)
+
+
+def model_of(config, dtype=torch.float32, device="meta"):
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+
+
+def small_config(kind=Qwen2Config, **changes):
+    return kind(**{"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+                   "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256} | changes)
+
+
+# ----- parameters -----
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_the_models_of_the_paper_have_their_published_number_of_parameters(name):
+    assert SHAPES[name].parameters == TOTALS[name]
+    assert set(SHAPES) == set(TOTALS)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    kind=st.sampled_from([Qwen2Config, LlamaConfig]), vocab_size=st.integers(3, 40), heads=st.sampled_from([1, 2, 4]),
+    hidden=st.sampled_from([8, 16]), intermediate_size=st.integers(1, 30), layers=st.integers(1, 3), tied=st.booleans(),
+    biases=st.tuples(st.booleans(), st.booleans()), head_dim=st.sampled_from([None, 6]),
+)  # fmt: skip
+def test_parameters_are_those_of_the_model_transformers_builds(
+    kind, vocab_size, heads, hidden, intermediate_size, layers, tied, biases, head_dim
+):
+    of_kind = {"attention_bias": biases[0], "mlp_bias": biases[1]} if kind is LlamaConfig else {}
+    config = small_config(
+        kind, vocab_size=vocab_size, hidden_size=hidden, intermediate_size=intermediate_size, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), tie_word_embeddings=tied,
+        **({"head_dim": head_dim} if head_dim else {}), **of_kind,
+    )  # fmt: skip
+    assert shape_of(config).parameters == sum(parameter.numel() for parameter in model_of(config).parameters())
+
+
+# ----- what training keeps -----
+
+
+@pytest.mark.parametrize(("changes", "states", "on_cpu"), [
+    ({"zero_stage": 0}, (2, 2, 12), 0),  # bfloat16, n = 1, W = 2: weights, gradients, float32 copy and two moments
+    ({"zero_stage": 1}, (2, 2, 6), 0),
+    ({"zero_stage": 2}, (2, 1, 6), 0),
+    ({"zero_stage": 3}, (1, 1, 6), 0),
+    ({"zero_stage": 0, "weight_bytes": 4}, (4, 4, 8), 0),
+    ({"zero_stage": 2, "weight_bytes": 4}, (4, 2, 6), 0),  # stages 1 to 3 copy float32 weights too
+    ({"zero_stage": 3, "weight_bytes": 4}, (2, 2, 6), 0),
+    ({"zero_stage": 0, "offload": True}, (2, 2, 12), 0),  # offloads nothing
+    ({"zero_stage": 2, "offload": True}, (2, 0, 0), 6 + 3),
+    ({"zero_stage": 3, "offload": True}, (0, 0, 0), 6 + 3 + 1),
+])  # fmt: skip
+def test_states_of_one_parameter_on_two_processes(changes, states, on_cpu):
+    assert training_states(1, replace(RUN, **changes)) == (
+        dict(zip(("weights", "gradients", "optimiser"), states, strict=True)), on_cpu)
+
+
+def saved_bytes(config, dtype, rows, length):
+    """Bytes of all storages that autograd keeps of the trunk's forward pass, weights apart."""
+    model = model_of(config, dtype, "cpu").train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
+    states = torch.randn(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)
+    storages = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too: its address stays taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.model(inputs_embeds=states, attention_mask=mask, use_cache=False,
+                             position_ids=torch.arange(length)[None].expand(rows, -1)).last_hidden_state
+    assert output.requires_grad
+    return sum(nbytes for nbytes, _ in storages.values())
+
+
+@pytest.mark.parametrize("kind", [Qwen2Config, LlamaConfig])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_saves_what_the_formula_says(kind, dtype):
+    """The difference of two depths: what is there once for all layers drops out."""
+    rows, length = 2, 96
+    deep, flat = (small_config(kind, num_hidden_layers=layers, hidden_size=64, intermediate_size=160)
+                  for layers in (3, 1))
+    a_layer = (saved_bytes(deep, dtype, rows, length) - saved_bytes(flat, dtype, rows, length)) / 2
+    predicted = rows * length * layer_activations(shape_of(deep), length, dtype.itemsize)
+    assert a_layer == pytest.approx(predicted, rel=0.03)
+
+
+def test_activations_of_a_small_model():
+    # Norms 2 * (4 + 4) * 8, attention (8 * 2 + 4) * 4, MLP 8 * 12, mask 2 * 30: 364 bytes a token and layer.
+    assert layer_activations(SMALL, 30, 2) == 128 + 80 + 96 + 60
+    once = 8 * 8 + 6 * 12  # the last norm; three gradients of the MLP
+    assert activations(SMALL, 100, 30, 2, gradient_checkpointing=False) == 100 * (3 * 364 + once)
+    assert activations(SMALL, 100, 30, 2, gradient_checkpointing=True) == 100 * (364 + 3 * 2 * 8 + once)
+
+
+def test_the_head_holds_a_chunk_of_logits_however_many_tokens_are_scored():
+    assert head(SMALL, 100, 2) == 100 * 2 * 8 + 26 * 100 * 10 + 2 * 2 * 10 * 8
+    large = replace(SMALL, vocab_size=2**20)
+    assert head(large, 100, 2) - head(large, 64, 2) == 36 * 2 * 8  # 64 rows of logits are a chunk
+
+
+def test_masks_are_those_the_packer_makes():
+    # A mini-batch is 4 rows of 30 on each process, 3 fit into 100 tokens: 2 micro-batches in each of 2 mini-batches.
+    assert masks(RUN) == 2 * 2 * 3 * 30**2
+    assert masks(replace(RUN, rows_per_prompt=4, row_length=15)) == 2 * 3 * 6 * 15**2
+    groups = random_groups([(10, 0, [5, 5, 5, 5])] * 4)  # the mini-batch of one process, every row full
+    micro_batches = pack(groups, random_advantages(groups), 100, torch.device("cpu"))
+    assert 2 * sum(batch.attention_mask.nbytes for batch in micro_batches) <= masks(RUN)
+    whole = replace(RUN, max_tokens_per_micro_batch=60)  # 2 micro-batches of 2 rows, no room left
+    micro_batches = pack(groups, random_advantages(groups), 60, torch.device("cpu"))
+    assert 2 * sum(batch.attention_mask.nbytes for batch in micro_batches) == masks(whole)
+
+
+# ----- generation -----
+
+
+def test_the_cache_of_the_3b_model_takes_36_kib_a_token():
+    shape = SHAPES["Qwen/Qwen2.5-3B"]
+    assert 2 * shape.cache_elements == 36_864
+    run = replace(RUN, max_prompt_length=256, max_response_length=1024)
+    assert cache_need(shape, run, prompts=64, samples=4) == 64 * 4352 * 36_864
+
+
+def test_generation_holds_the_prompts_that_the_cache_lets_in():
+    long = replace(RUN, max_prompt_length=1, max_response_length=1024)  # 3 layers * 2 heads * 2 * 2 = 24 elements
+    per_group = 48 * (1 + 4 * 1024)
+    logits = 4 * 10 * 14
+
+    def peak(kv_bytes, prompts=8, length=1024):
+        return generation(SMALL, replace(long, kv_cache_gb=kv_bytes / GIB, max_response_length=length), prompts, 4)
+
+    assert peak(10 * per_group, prompts=1) == pytest.approx(1.8625 * per_group + logits)
+    assert peak(3.5 * per_group) == pytest.approx(3 * (1.8625 * per_group + logits))
+    assert peak(per_group / 2) == pytest.approx(1.8625 * per_group + logits)  # one at least
+    assert peak(1e9, prompts=1, length=1026) > 1.9 * peak(1e9, prompts=1)  # the cache grows by doubling
+
+
+def test_prefill_counts_where_prompts_are_long():
+    long = replace(RUN, max_prompt_length=100_000, max_response_length=2, kv_cache_gb=1.0)
+    assert generation(replace(SMALL, intermediate_size=1000), long, 1, 1) == 100_000 * (48 + 2 * (32 + 3000))
+
+
+# ----- the sum -----
+
+
+def test_what_is_always_there_under_stage_3_and_below():
+    n = SMALL.parameters
+    always, phases, on_cpu = estimate(SMALL, RUN)
+    assert n == 80 + 3 * (8 * 2 * 12 + 3 * 8 * 12 + 16) + 8 == 1576
+    assert always == {"weights": n, "gradients": n, "optimiser": 6 * n, "reference": n,
+                      "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET,
+                      "attention masks": 2 * masks(RUN)}
+    assert phases["backward pass"] == (activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2)
+                                       + 2 * n) and n < LIVE  # fmt: skip
+    assert phases["optimiser step"] == (4 + 4) * n / 2 and on_cpu == 0
+    always, phases, _ = estimate(SMALL, replace(RUN, zero_stage=0, has_reference=False))
+    assert (always["reference"], always["replica for generating"], always["weights"]) == (0, 0, 2 * n)
+    assert always["gradient bucket"] == 0
+    assert phases["backward pass"] == activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2)
+
+
+def test_offloading_moves_the_reference_too_under_stage_3():
+    always, phases, on_cpu = estimate(SMALL, replace(RUN, offload=True))
+    n = SMALL.parameters
+    assert always["reference"] == always["optimiser"] == always["weights"] == phases["optimiser step"] == 0
+    assert always["replica for generating"] == 2 * n
+    assert on_cpu == n / 2 * (12 + 6 + 2 + 2)
+
+
+def test_more_processes_and_higher_stages_never_need_more():
+    def peak(**changes):
+        always, _, _ = estimate(SHAPES["Qwen/Qwen2.5-3B"], replace(RUN, **changes))
+        return sum(always.values()) - always["replica for generating"] - always["gradient bucket"]
+
+    stages = [peak(zero_stage=stage) for stage in range(4)]
+    assert stages == sorted(stages, reverse=True) and len(set(stages)) == 4
+    assert peak(processes=4) < peak(processes=2)
+
+
+def test_facts_name_the_peak_and_its_parts():
+    facts = memory_facts(SHAPES["Qwen/Qwen2.5-3B"], replace(RUN, weight_bytes=2, processes=4, mini_batch_prompts=16))
+    assert facts["parameters"] == "3,085,938,688"
+    assert facts["  weights"] == "1.44 GiB" and facts["  optimiser"] == "8.62 GiB"  # 2 n / 4 and 12 n / 4
+    always, phases, _ = estimate(SHAPES["Qwen/Qwen2.5-3B"], replace(RUN, processes=4, mini_batch_prompts=16))
+    peak = (sum(always.values()) + max(phases.values())) / GIB
+    assert facts["memory per GPU"].startswith(f"about {peak:.2f} GiB at most, in the ")
+
+
+def test_an_unknown_model_has_no_estimate():
+    assert "needs the config" in memory_facts(None, RUN)["memory"]
