@@ -78,13 +78,16 @@ for methods in "sft" "uft rft r3 stage sft_rft"; do # sft_rft waits for sft
     done | xargs -P "${JOBS:-2}" --process-slot-var SLOT -L 1 bash -c 'train "$@"' train
 done
 
-runs=()
-for task in countdown tree4 tree6; do
-    for method in sft rft sft_rft r3 stage uft; do
+runs=() trees=() # methods in one order for both figures, so that each keeps its colour
+for method in sft rft sft_rft r3 stage uft; do
+    for task in countdown tree4 tree6 tree3 tree5 tree8; do
         for seed in $seeds; do
-            [[ ! -f "$RUN/$task/${method}_seed$seed/curves.png" ]] || runs+=("$RUN/$task/${method}_seed$seed")
+            run="$RUN/$task/${method}_seed$seed"
+            [[ -f "$run/curves.png" ]] || continue
+            [[ "$task" == tree[358] ]] || runs+=("$run")
+            [[ "$task" == countdown ]] || trees+=("$run")
         done
     done
 done
 python -m utils.report "${runs[@]}" --figure "$RUN/comparison.png" | tee "$RUN/tables.md"
-python -m utils.depths "$RUN"/tree*/{rft,r3,stage,uft}_seed* --figure "$RUN/depths.png" | tee -a "$RUN/tables.md"
+python -m utils.depths "${trees[@]}" --figure "$RUN/depths.png" | tee -a "$RUN/tables.md"

@@ -62,17 +62,19 @@ def steps_table(methods: dict[str, dict[int, list[float]]]) -> str:
 
 
 def plot(methods: dict[str, dict[int, list[float]]], args: Args, path: Path) -> None:
-    """A line through the medians of each method, a dot a seed; a triangle on top where a seed did not get there."""
+    """A line through the medians of each method, a dot a seed; a triangle on top where a seed did not get there. What
+    is there at step 0 is not drawn: the axis is logarithmic."""
     settings = [read_args(run) for run in args.runs]
     last = max(setting["total_steps"] for setting in settings)
     figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     axes = figure.subplots()
     for (method, depths), colour in zip(methods.items(), COLOURS, strict=False):
-        middle = {depth: median(steps) for depth, steps in depths.items() if math.isfinite(median(steps))}
-        axes.plot(list(middle), list(middle.values()), color=colour, label=method)
+        middle = {depth: median(steps) for depth, steps in depths.items() if 0 < median(steps) < math.inf}
+        if middle:
+            axes.plot(list(middle), list(middle.values()), color=colour, label=method)
         for depth, steps in depths.items():
             beside = depth + 0.06 * (list(methods).index(method) - len(methods) / 2)
-            for one in steps:
+            for one in filter(None, steps):
                 marker, height = ("o", one) if math.isfinite(one) else ("^", last * 1.15)
                 axes.plot(beside, height, marker, color=colour, markersize=4, alpha=0.6)
     first = settings[0]
