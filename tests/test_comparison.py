@@ -5,14 +5,14 @@ import json
 import pytest
 from PIL import Image
 
-from utils import comparison, depths, report
+from utils import comparison, data, depths, report
 from utils.runs import data_name, group_by_seed
 from utils.tasks import tree
 
 
-def write_run(folder, data, accuracies, hints=2.0, every=10, n=100):
+def write_run(folder, data_folder, accuracies, hints=2.0, every=10, n=100):
     folder.mkdir(parents=True)
-    args = {"data": str(data), "eval_problems": 0, "total_steps": every * (len(accuracies) - 1), "prompts_per_step": 32,
+    args = {"data": str(data_folder), "eval_problems": 0, "total_steps": every * (len(accuracies) - 1), "prompts_per_step": 32,
             "group_size": 8}
     (folder / "args.json").write_text(json.dumps(args))
     lines = []
@@ -48,6 +48,16 @@ def test_a_curve_is_mean_least_and_greatest_where_all_runs_have_a_number():
     first = [{"step": 0, "a": 1.0}, {"step": 10, "a": 3.0}, {"step": 20, "a": 5.0}]
     second = [{"step": 0, "a": 2.0}, {"step": 10, "a": None}, {"step": 20, "a": 5.0}, {"step": 30, "a": 9.0}]
     assert comparison.mean_curve([first, second], "a") == ([0, 20], [1.5, 5.0], [1.0, 5.0], [2.0, 5.0])
+
+
+def test_constant_pattern_is_found_for_built_in_data_too_if_that_is_there(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "BUILT_IN_FOLDER", tmp_path / "built in")
+    monkeypatch.setattr(data, "BUILT_IN_FOLDER", tmp_path / "built in")
+    run = write_run(tmp_path / "built in run", "tree", [0.0, 0.1])
+    assert comparison.constant_accuracy(run) is None and not (tmp_path / "built in").exists()
+    tree.build(tmp_path / "built in" / "tree", depth=2, train_problems=12, test_problems=4)
+    assert comparison.constant_accuracy(run) == 0.25
+    assert comparison.constant_accuracy(runs[0]) is not None and comparison.constant_accuracy(runs[3]) is None
 
 
 def test_table_has_base_methods_and_constant_pattern_by_task(runs):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.data import best_constant_answer, load_problems
+from utils.data import BUILT_IN, BUILT_IN_FOLDER, best_constant_answer, load_problems
 from utils.runs import (
     ACCURACY,
     data_name,
@@ -48,9 +48,11 @@ def by_task(output_dirs: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
 def constant_accuracy(output_dir: Path) -> float | None:
     """What the best constant answer scores on the run's test problems; None where they are gone, or have none."""
     args = read_args(output_dir)
-    if not Path(args.get("data", ""), "test.parquet").is_file():
+    data = args.get("data", "")
+    folder = BUILT_IN_FOLDER / data if data in BUILT_IN else Path(data)
+    if not (folder / "test.parquet").is_file():
         return None
-    best = best_constant_answer(load_problems(args["data"], "test")[: args["eval_problems"] or None])
+    best = best_constant_answer(load_problems(data, "test")[: args["eval_problems"] or None])
     return None if best is None else best[1]
 
 
