@@ -12,8 +12,8 @@ from utils.tasks import tree
 
 def write_run(folder, data_folder, accuracies, hints=2.0, every=10, n=100):
     folder.mkdir(parents=True)
-    args = {"data": str(data_folder), "eval_problems": 0, "total_steps": every * (len(accuracies) - 1), "prompts_per_step": 32,
-            "group_size": 8}
+    args = {"data": str(data_folder), "eval_problems": 0, "total_steps": every * (len(accuracies) - 1),
+            "prompts_per_step": 32, "group_size": 8}
     (folder / "args.json").write_text(json.dumps(args))
     lines = []
     for i, accuracy in enumerate(accuracies):
