@@ -102,9 +102,15 @@ def test_report_of_several_runs_writes_tables_and_figure(runs, tmp_path, capsys)
 def test_steps_to_an_accuracy_and_what_never_gets_there(runs, tmp_path):
     methods = depths.by_method(runs[:3], 0.5)
     assert methods == {"uft": {3: [20, 10]}, "rft": {3: [float("inf")]}}
-    assert depths.steps_table(methods).splitlines()[2:] == ["| uft | 15 |", "| rft | not reached (0 of 1 seeds) |"]
-    assert depths.steps_table({"uft": {3: [20, float("inf"), 10]}}).splitlines()[2] == "| uft | 20 (2 of 3 seeds) |"
-    depths.main(depths.Args(tuple(runs[:3]), figure=tmp_path / "d.png"))
+    assert depths.steps_table(methods).splitlines()[2:] == ["| uft | 10 |", "| rft | not reached (0 of 1 seeds) |"]
+    never = float("inf")
+    assert depths.steps_table({"uft": {3: [20, never, 10]}}).splitlines()[2] == "| uft | 20 (2 of 3 seeds) |"
+    assert depths.steps_table({"uft": {3: [20, never]}}).splitlines()[2] == "| uft | 20 (1 of 2 seeds) |"
+    assert depths.steps_table({"r3": {3: [20, never, never]}}).splitlines()[2] == "| r3 | not reached (1 of 3 seeds) |"
+    args = json.loads((runs[2] / "args.json").read_text())
+    del args["group_size"]  # as SFT's
+    (runs[2] / "args.json").write_text(json.dumps(args))
+    depths.main(depths.Args((runs[2], *runs[:2]), figure=tmp_path / "d.png"))
     assert Image.open(tmp_path / "d.png").width > 400
 
 

@@ -10,7 +10,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median_low
 from typing import Annotated
 
 import tyro
@@ -47,11 +47,11 @@ def by_method(runs: list[Path], accuracy: float) -> dict[str, dict[int, list[flo
 
 
 def steps_table(methods: dict[str, dict[int, list[float]]]) -> str:
-    """Markdown: the median over the seeds for each method and depth, with how many got there where not all did."""
+    """Markdown: the lower median of the seeds for each method and depth, and how many got there where not all did."""
 
     def cell(steps: list[float]) -> str:
         reached = sum(map(math.isfinite, steps))
-        middle = median(steps)
+        middle = median_low(steps)
         shown = f"{middle:g}" if math.isfinite(middle) else "not reached"
         return shown if reached == len(steps) else f"{shown} ({reached} of {len(steps)} seeds)"
 
@@ -62,14 +62,14 @@ def steps_table(methods: dict[str, dict[int, list[float]]]) -> str:
 
 
 def plot(methods: dict[str, dict[int, list[float]]], args: Args, path: Path) -> None:
-    """A line through the medians of each method, a dot a seed; a triangle on top where a seed did not get there. What
-    is there at step 0 is not drawn: the axis is logarithmic."""
+    """A line through the lower medians of each method, a dot a seed; a triangle on top where a seed did not get there.
+    What is there at step 0 is not drawn: the axis is logarithmic."""
     settings = [read_args(run) for run in args.runs]
     last = max(setting["total_steps"] for setting in settings)
     figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     axes = figure.subplots()
     for (method, depths), colour in zip(methods.items(), COLOURS, strict=False):
-        middle = {depth: median(steps) for depth, steps in depths.items() if 0 < median(steps) < math.inf}
+        middle = {depth: median_low(steps) for depth, steps in depths.items() if 0 < median_low(steps) < math.inf}
         if middle:
             axes.plot(list(middle), list(middle.values()), color=colour, label=method)
         for depth, steps in depths.items():
@@ -77,9 +77,8 @@ def plot(methods: dict[str, dict[int, list[float]]], args: Args, path: Path) -> 
             for one in filter(None, steps):
                 marker, height = ("o", one) if math.isfinite(one) else ("^", last * 1.15)
                 axes.plot(beside, height, marker, color=colour, markersize=4, alpha=0.6)
-    first = settings[0]
-    leaves = first["prompts_per_step"] * first["group_size"]
-    branching = load_setting(first["data"]).branching
+    leaves = max(setting["prompts_per_step"] * setting.get("group_size", 1) for setting in settings)  # one: SFT's
+    branching = load_setting(settings[0]["data"]).branching
     depths = sorted({depth for of_method in methods.values() for depth in of_method})
     bound = {depth: branching**depth / 4 / leaves for depth in depths if branching**depth / 4 / leaves <= last}
     axes.plot(list(bound), list(bound.values()), color="grey", linestyle=":",
