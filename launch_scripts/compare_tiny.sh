@@ -75,7 +75,7 @@ for methods in "sft" "uft rft r3 stage sft_rft"; do # sft_rft waits for sft
                 [[ "$method" == *sft* && "$task" == tree[358] ]] || echo "$task $method $seed"
             done
         done
-    done | xargs -P "${JOBS:-2}" --process-slot-var SLOT -L 1 bash -c 'train "$@"' train
+    done | xargs -r -P "${JOBS:-2}" --process-slot-var SLOT -L 1 bash -c 'train "$@"' train
 done
 
 runs=() trees=() # methods in one order for both figures, so that each keeps its colour
