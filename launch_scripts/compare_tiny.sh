@@ -89,5 +89,6 @@ for method in sft rft sft_rft r3 stage uft; do
         done
     done
 done
-python -m utils.report "${runs[@]}" --figure "$RUN/comparison.png" | tee "$RUN/tables.md"
-python -m utils.depths "${trees[@]}" --figure "$RUN/depths.png" | tee -a "$RUN/tables.md"
+: >"$RUN/tables.md"
+((${#runs[@]} < 2)) || python -m utils.report "${runs[@]}" --figure "$RUN/comparison.png" | tee -a "$RUN/tables.md"
+((${#trees[@]} < 1)) || python -m utils.depths "${trees[@]}" --figure "$RUN/depths.png" | tee -a "$RUN/tables.md"
