@@ -1,7 +1,6 @@
 """The README's examples work as they stand."""
 
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,4 +37,3 @@ def test_every_file_that_is_named_exists():
     named |= {f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m ([\w.]+)", text)}
     allowed = {"training/mine.py", "rewards/chess.py"}  # the reader's own
     assert {name for name in named if not (ROOT / name).is_file()} == allowed
-    assert sys.version_info >= (3, 11)

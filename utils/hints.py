@@ -43,6 +43,10 @@ def start_ids(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
     return [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
 
 
+def encode_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
+    return start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
+
+
 def build_prompt(
     problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, hint: Sequence[str] = ()
 ) -> Prompt:
@@ -51,7 +55,7 @@ def build_prompt(
     Where prompt and hint are longer than `max_prompt_length` tokens, whole slices are left out, the last first; the
     prompt itself is never cut (`check_prompt_lengths` has seen to it that it fits).
     """
-    prompt_ids = start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
+    prompt_ids = encode_prompt(problem, tokenizer, bos)
     assert len(prompt_ids) <= max_prompt_length
     for shown in range(len(hint), 0, -1):
         hint_ids = encode("".join(hint[:shown]), tokenizer)
@@ -62,9 +66,8 @@ def build_prompt(
 
 def build_demonstration(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> Prompt:
     """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
-    prompt_ids = start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
-    return Prompt(problem, prompt_ids, [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id],
-                  len(problem.solution))
+    ids = [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id]
+    return Prompt(problem, encode_prompt(problem, tokenizer, bos), ids, len(problem.solution))
 
 
 def check_demonstration_lengths(
@@ -96,7 +99,8 @@ def check_prompt_lengths(
         BadInput: one does not fit and `skip` is not set, or none is left.
     """
     texts = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    lengths = [len(start_ids(tokenizer, bos)) + len(ids) for ids in texts]
+    added = len(start_ids(tokenizer, bos))
+    lengths = [added + len(ids) for ids in texts]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
     num_long = len(problems) - len(fitting)
     if num_long and not skip:
