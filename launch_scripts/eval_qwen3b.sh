@@ -9,7 +9,7 @@
 #           with spaces between: DATA="countdown math kk_logic".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch_scripts/setup.sh requirements.txt
+source launch_scripts/setup.sh auto
 
 read -ra models <<<"${MODEL:-Qwen/Qwen2.5-3B}"
 read -ra data <<<"${DATA:-countdown}"

@@ -6,7 +6,7 @@
 # A second call reuses environment, data and base model and trains anew. Everything lands in runs/quickstart (or $RUN).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch_scripts/setup.sh requirements.txt
+source launch_scripts/setup.sh auto
 run="${RUN:-runs/quickstart}"
 started=$SECONDS
 

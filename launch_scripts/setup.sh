@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # What: a virtual environment that holds what a requirements file names. Installs only when that file changed since the last call.
-# How:  source launch_scripts/setup.sh requirements.txt    # afterwards `python` and `deepspeed` are the environment's
-#       bash launch_scripts/setup.sh requirements.txt      # only makes and fills it
+# How:  source launch_scripts/setup.sh auto                    # afterwards `python` and `deepspeed` are the environment's
+#       source launch_scripts/setup.sh requirements-dev.txt    # the same with that file
+#       bash launch_scripts/setup.sh auto                      # only makes and fills it
+# auto is requirements.txt where there is an NVIDIA GPU, and requirements-cpu.txt where there is none.
 # Which environment: $VENV if set, else the activated one ($VIRTUAL_ENV), else .venv here.
 # Which Python makes a new one: $PYTHON if set, else the first of python3.11, 3.12, 3.13, python3 that is 3.11 or newer.
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then
     # Sourced: the work is a process of its own, so that an error cannot leave options set in, or close, the caller's shell.
-    bash "${BASH_SOURCE[0]}" "${1:-requirements.txt}" || return 1
+    bash "${BASH_SOURCE[0]}" "$1" || return 1
     VIRTUAL_ENV="${VENV:-${VIRTUAL_ENV:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv}}"
     VIRTUAL_ENV="$(cd "$VIRTUAL_ENV" && pwd)"
     export VIRTUAL_ENV PATH="$VIRTUAL_ENV/bin:$PATH"
@@ -18,20 +20,23 @@ fi
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${VENV:-${VIRTUAL_ENV:-$root/.venv}}"
-requirements="${1:-requirements.txt}"
+requirements="${1:-auto}"
+[[ "$requirements" != auto ]] || requirements="$(nvidia-smi >/dev/null 2>&1 && echo requirements.txt || echo requirements-cpu.txt)"
 [[ -f "$requirements" ]] || requirements="$root/$requirements"
 
 say() { echo "[setup] $*"; }
 fail() { echo "[setup] error: $*" >&2; exit 1; }
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
-[[ -f "$requirements" ]] || fail "requirements file '${1:-requirements.txt}' not found; use: source launch_scripts/setup.sh requirements.txt"
+[[ -f "$requirements" ]] || fail "requirements file '$requirements' not found; use: source launch_scripts/setup.sh requirements-cpu.txt"
 command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler: '${CXX:-c++}' is not on PATH, and DeepSpeed compiles with it." \
     "Debian/Ubuntu: apt install g++; Fedora: dnf install gcc-c++; or set CXX to yours."
 
 # The file itself and those it includes (-r other.txt) have a stamp each in the environment: the checksum of what was installed.
 files=("$requirements")
-while read -r _ included; do files+=("$(dirname "$requirements")/$included"); done < <(grep '^-r ' "$requirements" || true)
+for ((i = 0; i < ${#files[@]}; i++)); do # the list grows as it is read
+    while read -r _ included; do files+=("$(dirname "$requirements")/$included"); done < <(grep '^-r ' "${files[i]}" || true)
+done
 stamp() { echo "$venv/.installed-$(basename "$1")"; }
 is_installed() { [[ -f "$(stamp "$1")" && "$(<"$(stamp "$1")")" == "$(cksum <"$1")" ]]; }
 stale=""

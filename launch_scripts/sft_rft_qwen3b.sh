@@ -12,7 +12,7 @@
 #           first half is not run again, and the half that was cut goes on from its latest checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch_scripts/setup.sh requirements.txt
+source launch_scripts/setup.sh auto
 
 model="${MODEL:-Qwen/Qwen2.5-3B}"
 output_dir="${OUTPUT_DIR:-runs/sft_rft_qwen3b_seed${SEED:-0}}"

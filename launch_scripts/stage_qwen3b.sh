@@ -7,7 +7,7 @@
 # How:      bash launch_scripts/stage_qwen3b.sh        # append --check to see the plan, or any flag to change it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch_scripts/setup.sh requirements.txt
+source launch_scripts/setup.sh auto
 
 deepspeed --num_gpus 4 training/stage.py \
     --model "${MODEL:-Qwen/Qwen2.5-3B}" \

@@ -8,7 +8,7 @@
 # How:      bash launch_scripts/uft_qwen0.5b_1gpu.sh   # append --check to see the plan, or any flag to change it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch_scripts/setup.sh requirements.txt
+source launch_scripts/setup.sh auto
 
 deepspeed --num_gpus 1 training/uft.py \
     --model "${MODEL:-Qwen/Qwen2.5-0.5B}" \

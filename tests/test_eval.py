@@ -5,6 +5,7 @@ import math
 import weakref
 from itertools import combinations
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from inference import hybrid_engine
 from inference.hybrid_engine import Rollout
 from tests.launching import launch, succeed
 from tests.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
-from utils import distributed, seeding
+from utils import distributed
 from utils.data import load_problems
 from utils.evaluation import (
     Response,
@@ -166,14 +168,10 @@ def test_tokenizer_mismatch_is_told_where_tokens_do_not_give_the_text_back():
     assert tokenizer_mismatch("Numbers: 3\n", tokenizer).endswith("decode to 'numbers: 3\\n'")
 
 
-def test_a_sample_is_drawn_by_seed_step_0_problem_and_sample_alone():
+def test_samples_are_drawn_with_the_seed_at_step_0():
     class Recorder:
-        def generate(self, prompts, group_size, max_response_length, temperature, uniforms):
-            assert (max_response_length, temperature) == (4, 0.7)
-            for prompt, drawn in zip(prompts, uniforms, strict=True):
-                for sample in range(group_size):
-                    random = seeding.generator("sample", 5, 0, prompt.problem.index, sample)
-                    assert drawn[sample].tolist() == random.random(4).tolist()
+        def generate(self, prompts, group_size, max_response_length, temperature, seed, step):
+            assert (group_size, max_response_length, temperature, seed, step) == (2, 4, 0.7, 5, 0)
             return [[Rollout(prompt, [60 + g], [0.0], "length") for g in range(group_size)] for prompt in prompts]
 
     problems = [make_problem(index) for index in (9, 4)]
@@ -269,7 +267,7 @@ def test_a_model_is_freed_before_the_next_loads_and_what_is_done_is_kept(
         tmp_path, call, monkeypatch, models, data_sets):
     loaded = []
 
-    def load_model(model, dtype):
+    def from_pretrained(model, dtype, **_):
         assert all(earlier() is None for earlier in loaded)
         if loaded:
             raise MemoryError
@@ -277,7 +275,7 @@ def test_a_model_is_freed_before_the_next_loads_and_what_is_done_is_kept(
         loaded.append(weakref.ref(whole))
         return whole
 
-    monkeypatch.setattr(eval_script, "load_model", load_model)
+    monkeypatch.setattr(hybrid_engine, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=from_pretrained))
     with pytest.raises(MemoryError):
         call(tmp_path, model=models, data=data_sets)
     report, lines = read(tmp_path)
@@ -287,7 +285,7 @@ def test_a_model_is_freed_before_the_next_loads_and_what_is_done_is_kept(
 
 def test_overwriting_leaves_nothing_of_the_last_time(tmp_path, call, monkeypatch, models, data_sets):
     call(tmp_path, model=models[:1], data=data_sets[:1])
-    monkeypatch.setattr(eval_script, "load_model", lambda *_: math.nan.no_such_thing)
+    monkeypatch.setattr(eval_script, "load_engine", lambda *_, **__: math.nan.no_such_thing)
     with pytest.raises(AttributeError):
         call(tmp_path, model=models[:1], data=data_sets[:1], overwrite=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("responses.jsonl", "")]

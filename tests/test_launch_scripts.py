@@ -64,9 +64,10 @@ def environment(tmp_path_factory) -> Path:
     (folder / "bin" / "python").symlink_to(sys.executable)
     (folder / "bin" / "deepspeed").write_text(STUB)
     (folder / "bin" / "deepspeed").chmod(0o755)
-    with (ROOT / "requirements.txt").open() as file:
-        stamp = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout
-    (folder / ".installed-requirements.txt").write_text(stamp)
+    for name in ("requirements.txt", "requirements-cpu.txt"):  # with a GPU, and without
+        with (ROOT / name).open() as file:
+            stamp = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout
+        (folder / f".installed-{name}").write_text(stamp)
     return folder
 
 

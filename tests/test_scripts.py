@@ -21,7 +21,7 @@ ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo"}  # "stage" is also DeepSpeed's 
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
     ("rft", "stage"): 34,
     ("rft", "r3"): 24,
-    ("rft", "uft"): 39,
+    ("rft", "uft"): 38,
 }
 
 RL = ("rft", "stage", "r3", "uft")
@@ -33,6 +33,7 @@ OWN_DEFAULTS = {
     "lr": dict.fromkeys(RL, 1e-6) | {"sft": 1e-5},
     "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},
     "max_prompt_length": dict.fromkeys(RL, 256) | {"sft": 256, "eval": 1024},  # eval: any data set's
+    "engine_memory_fraction": dict.fromkeys((*RL, "sft"), 0.3) | {"eval": 0.8},  # eval: nothing else is on the GPU
 }
 
 
@@ -112,7 +113,7 @@ def test_flags_of_the_same_name_have_the_same_default_and_type():
             types.setdefault(field.name, set()).add(str(field.type))
     different = {flag: of for flag, of in defaults.items() if len(set(of.values())) > 1}
     assert different == OWN_DEFAULTS
-    assert {flag for flag, kinds in types.items() if len(kinds) > 1} == {"model", "data"}  # eval: several
+    assert {flag for flag, kinds in types.items() if len(kinds) > 1} == {"model", "data", "engine"}  # eval: several
     assert types["model"] == types["data"] == {str(str), "tuple[str, ...]"}
 
 

@@ -83,6 +83,23 @@ def test_engine_and_actor_agree_on_sampled_tokens_after_sync(results, case):
         assert result["mismatch_stale"] > 1000 * TOLERANCE
 
 
+@of(FLOAT32)
+def test_a_replica_that_was_freed_is_whole_again_after_a_sync(results, case):
+    result = results[case.name]
+    assert (result["replica_bytes_asleep"] == 0) == (case.stage == 3)  # below, it is the actor itself
+    assert result["mismatch_woken"] < TOLERANCE
+
+
+@of(FLOAT32)
+def test_deepspeeds_own_rollout_agrees_with_the_actor_and_the_torch_engine(results, case):
+    """Greedy token for token; its samples are others."""
+    result = results[case.name]
+    assert result["num_sampled_deepspeed"] > 100
+    assert result["mismatch_deepspeed"] < TOLERANCE
+    for ours, theirs in result["greedy"]:
+        assert ours == theirs and len({len(ids) for ids in ours}) > 0
+
+
 @of(zero_worker.CASES)
 def test_gradient_checkpointing_computes_layers_twice(results, case):
     assert results[case.name]["layer_calls_per_micro_batch"] == (2 if case.gradient_checkpointing else 1)

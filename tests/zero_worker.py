@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from inference.hybrid_engine import Rollout, build_engine, sampling_uniforms
+from inference.hybrid_engine import Rollout, build_engine
 from utils import distributed, policy, zero
 from utils.hints import Prompt
 from utils.losses import masked_mean
@@ -162,13 +162,17 @@ def update(actor: zero.Actor, micro_batches: list[MicroBatch], lr: float, scale:
     return distributed.sums({"loss": total})["loss"], norm
 
 
-def engine_mismatch(engine, actor: zero.Actor, step: int) -> tuple[float, int]:
-    """Largest |engine's - actor's| log-probability over the tokens that the engine samples, and the number of them. The
-    ranks have different numbers of prompts."""
+def prompts_of_rank() -> list[Prompt]:
+    """The ranks have different numbers of prompts."""
     random = np.random.default_rng(distributed.rank())
-    prompts = [Prompt(SimpleNamespace(index=number), random.integers(0, EOS, 4 + number).tolist(),
-                      random.integers(0, EOS, number).tolist(), 1) for number in range(2 + distributed.rank())]
-    groups = engine.generate(prompts, GROUP_SIZE, 12, TEMPERATURE, sampling_uniforms(prompts, GROUP_SIZE, 12, 0, step))
+    return [Prompt(SimpleNamespace(index=number), random.integers(0, EOS, 4 + number).tolist(),
+                   random.integers(0, EOS, number).tolist(), 1) for number in range(2 + distributed.rank())]
+
+
+def engine_mismatch(engine, actor: zero.Actor, step: int) -> tuple[float, int]:
+    """Largest |engine's - actor's| log-probability over the tokens that the engine samples, and the number of them."""
+    prompts = prompts_of_rank()
+    groups = engine.generate(prompts, GROUP_SIZE, 12, TEMPERATURE, seed=0, step=step)
     micro_batches = pack(groups, [list(ADVANTAGES)] * len(groups), 10_000, torch.device("cpu"))
     assert len(micro_batches) == 1
     differences = (actor.logprobs(micro_batches[0]) - micro_batches[0].engine_logprobs)[micro_batches[0].response_mask]
@@ -199,7 +203,9 @@ def run(case: Case) -> dict:
         gradient_checkpointing=case.gradient_checkpointing,
     )  # fmt: skip
     reference = zero.load_reference(make_model(case), TEMPERATURE, case.stage, case.offload)
-    engine = build_engine("torch", actor, SimpleNamespace(eos_token_id=EOS), kv_cache_gb=1e-5)
+    flags = {"max_length": 64, "kv_cache_gb": 1e-5, "tp_size": 1, "memory_fraction": 0.3, "sleep_level": 0}
+    tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=None)
+    engine = build_engine("torch", actor, tokenizer, free_replica=False, **flags)
     first, num_fillers = packed(make_mini_batches()[0])
 
     def reference_logprobs() -> torch.Tensor:
@@ -223,6 +229,17 @@ def run(case: Case) -> dict:
     mismatch_stale, _ = engine_mismatch(engine, actor, step=2)
     engine.sync()
     mismatch_after, _ = engine_mismatch(engine, actor, step=2)
+    freeing = build_engine("torch", actor, tokenizer, free_replica=True, **flags)
+    freeing.sleep()
+    replica_bytes = sum(parameter.nbytes for parameter in freeing.model.parameters())
+    freeing.sync()
+    mismatch_woken, _ = engine_mismatch(freeing, actor, step=2)
+    theirs = build_engine("deepspeed", actor, tokenizer, free_replica=False, **flags)
+    mismatch_deepspeed, num_deepspeed = engine_mismatch(theirs, actor, step=2)
+    greedy_pairs = [  # of each rank's prompts
+        [rollout.response_ids for [rollout] in some.generate(prompts_of_rank(), 1, 12, temperature=0.0)]
+        for some in (engine, theirs)
+    ]
     reference_after = reference_logprobs()
     buckets = [{name: weight.clone() for name, weight in bucket.items()} for bucket in actor.whole_weights()]
     weights = {name: weight.float() for bucket in buckets for name, weight in bucket.items()}
@@ -254,6 +271,11 @@ def run(case: Case) -> dict:
         "mismatch_stale": mismatch_stale,
         "mismatch_after": mismatch_after,
         "num_sampled": num_sampled,
+        "replica_bytes_asleep": replica_bytes,
+        "mismatch_woken": mismatch_woken,
+        "mismatch_deepspeed": mismatch_deepspeed,
+        "num_sampled_deepspeed": num_deepspeed,
+        "greedy": of_ranks(greedy_pairs),
     }
 
 

@@ -24,14 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from inference.hybrid_engine import eos_ids
-from inference.torch_engine import TorchEngine
+from inference.hybrid_engine import load_engine
 from utils import distributed
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
 from utils.hints import build_prompt
 from utils.prepare import load_inputs, memory_plan, print_plan
-from utils.zero import load_model, resolve_dtype
+from utils.zero import resolve_dtype
 
 
 @dataclass
@@ -48,7 +47,10 @@ class Args:
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
-    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process
+    engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
+    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process (vllm: on a CPU only)
+    engine_memory_fraction: float = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
+    tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
     overwrite: bool = False  # replace the results in output_dir
     check: bool = False  # check everything that needs no model, print the plan, and stop
@@ -63,11 +65,12 @@ def main(args: Args) -> None:
             model=model, data=data, splits=("test",), max_prompt_length=args.max_prompt_length,
             max_response_length=args.max_response_length, eval_problems=args.eval_problems,
             skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+            engine=args.engine, tp_size=args.tp_size, temperature=args.temperature,
         )
         for model in args.model for data in args.data
     }  # fmt: skip
-    check_numbers(args, positive=("temperature", "kv_cache_gb", "timeout_minutes"),
-                  not_negative=("seed", "num_samples"))
+    check_numbers(args, positive=("temperature", "kv_cache_gb", "timeout_minutes", "engine_memory_fraction"),
+                  not_negative=("seed", "num_samples"), fractions=("engine_memory_fraction",))
     check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
     if args.check:
         sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"
@@ -95,8 +98,11 @@ def main(args: Args) -> None:
     runs = []
     for name in args.model:
         tokenizer = all_inputs[name, args.data[0]].tokenizer
-        model = load_model(name, resolve_dtype(args.dtype, device)).eval().to(device)
-        engine = TorchEngine(model, eos_ids(tokenizer, model.generation_config.eos_token_id), args.kv_cache_gb)
+        engine = load_engine(
+            all_inputs[name, args.data[0]].engine, name, tokenizer, resolve_dtype(args.dtype, device), device,
+            max_length=args.max_prompt_length + args.max_response_length, kv_cache_gb=args.kv_cache_gb,
+            tp_size=args.tp_size, memory_fraction=args.engine_memory_fraction,
+        )
         for data in args.data:
             problems = all_inputs[name, data].test_problems
             shared = (tokenizer, args.max_prompt_length, args.max_response_length, args.bos)
@@ -114,7 +120,8 @@ def main(args: Args) -> None:
                                 for one in responses)
             report = {"args": asdict(args), "results": runs[0]["results"], "runs": runs}
             (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-        del model, engine  # memory for the next
+        engine.close()
+        del engine  # memory for the next
         gc.collect()
         torch.cuda.empty_cache()
     if distributed.is_main():

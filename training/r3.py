@@ -8,6 +8,7 @@ at every step of the training. One draw per problem and step, shared by its grou
 Started as `deepspeed --num_gpus 2 training/<this file> --model M --data countdown --output_dir O`.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from inference.hybrid_engine import build_engine, sampling_uniforms
+from inference.hybrid_engine import build_engine
 from utils import checkpoint, distributed, seeding
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.data import Problem, best_constant_answer, problems_of_step
@@ -26,7 +27,7 @@ from utils.hints import build_prompt, solution_slices
 from utils.inspection import describe_group
 from utils.logger import Logger
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
-from utils.metrics import LossMeans, Stopwatch, count_tokens, rollout_metrics, rollout_texts, verify
+from utils.metrics import LossMeans, Stopwatch, count_tokens, engine_mismatch, rollout_metrics, rollout_texts, verify
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.report import closing_table, plot_curves
@@ -68,8 +69,15 @@ class Args:
     offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
-    engine: Literal["torch"] = "torch"  # what generates: the in-process decoder
-    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process
+    engine: Literal["auto", "torch", "vllm", "deepspeed"] = "auto"  # what generates; auto: vllm with CUDA, else torch
+    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process (vllm: on a CPU only)
+    free_replica: bool = False  # torch, zero_stage 3: the gathered weights are dropped while the actor learns
+    engine_memory_fraction: float = 0.3  # vllm: share of the GPU's memory that it takes, its weights included
+    sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
+    tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
+    max_logprob_mismatch: float = 0.1  # the run stops if engine and actor differ by more, nats per token on average
+    old_logprobs: Literal["actor", "engine"] = "actor"  # of the sampling policy: recomputed, or what the engine said
+    max_engine_ratio: float = 2.0  # engine's: importance weights are truncated here, per token
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
@@ -87,6 +95,7 @@ def main(args: Args) -> None:
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level, temperature=args.temperature,
         needs=("hint",),
     )
     check_batch(
@@ -98,8 +107,10 @@ def main(args: Args) -> None:
     require(args.group_size > 1, "--group_size", args.group_size, "must be at least 2: rewards of a group are compared")
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
-                        "kv_cache_gb", "timeout_minutes"),
+                        "kv_cache_gb", "timeout_minutes", "max_logprob_mismatch", "max_engine_ratio",
+                        "engine_memory_fraction"),
         not_negative=("seed", "kl_coef", "entropy_coef", "weight_decay"), below_one=("beta1", "beta2"),
+        fractions=("engine_memory_fraction",),
     )
     check_numbers(args, positive=("hint_slices_max",))
     check_output_dir(args.output_dir, args.resume, args.overwrite, args.total_steps)
@@ -126,7 +137,11 @@ def main(args: Args) -> None:
     if args.kl_coef > 0:
         reference = load_reference(load_model(args.model, dtype), args.temperature, args.zero_stage, args.offload)
     tokenizer = inputs.tokenizer
-    engine = build_engine(args.engine, actor, tokenizer, args.kv_cache_gb)
+    engine = build_engine(
+        inputs.engine, actor, tokenizer, max_length=args.max_prompt_length + args.max_response_length,
+        kv_cache_gb=args.kv_cache_gb, free_replica=args.free_replica, tp_size=args.tp_size,
+        memory_fraction=args.engine_memory_fraction, sleep_level=args.sleep_level,
+    )
     if args.overwrite:
         checkpoint.clear(args.output_dir)
     start = checkpoint.load_latest(args.output_dir, actor) if args.resume else 0
@@ -158,8 +173,8 @@ def main(args: Args) -> None:
         # 2. rollout
         engine.sync()
         watch.lap("sync")
-        uniforms = sampling_uniforms(prompts, args.group_size, args.max_response_length, args.seed, step)
-        groups = engine.generate(prompts, args.group_size, args.max_response_length, args.temperature, uniforms)
+        groups = engine.generate(prompts, args.group_size, args.max_response_length, args.temperature, args.seed, step)
+        engine.sleep()
         watch.lap("rollout")
 
         # 3. reward and advantage
@@ -169,8 +184,10 @@ def main(args: Args) -> None:
         watch.lap("reward")
 
         # 4. batch
+        mismatch = engine_mismatch(groups, actor, device, args.max_logprob_mismatch)
+        old_scorer = actor if args.old_logprobs == "actor" and num_updates > 1 else None
         mini_batches = [
-            [with_logprobs(micro_batch, actor if num_updates > 1 else None, reference) for micro_batch in mini_batch]
+            [with_logprobs(micro_batch, old_scorer, reference) for micro_batch in mini_batch]
             for mini_batch in pack_mini_batches(groups, advantages.tolist(), num_updates,
                                                 args.max_tokens_per_micro_batch, device, args.share_prefix)
         ]
@@ -184,22 +201,25 @@ def main(args: Args) -> None:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
             for number, micro_batch in enumerate(mini_batch, start=1):
                 logprobs, entropies = actor(micro_batch)  # (N,), (N,)
-                old_logprobs = logprobs.detach() if num_updates == 1 else micro_batch.old_logprobs
+                if args.old_logprobs == "engine":
+                    old_logprobs, max_ratio = micro_batch.engine_logprobs, args.max_engine_ratio
+                    losses.add_ratios(logprobs, old_logprobs, micro_batch.response_mask, num_response_tokens, max_ratio)
+                else:
+                    old_logprobs = logprobs.detach() if num_updates == 1 else micro_batch.old_logprobs
+                    max_ratio = math.inf
                 ref_logprobs = logprobs.detach() if reference is None else micro_batch.ref_logprobs
-                surrogate = clipped_surrogate(logprobs, old_logprobs, micro_batch.advantages, args.clip_eps)
+                surrogate = clipped_surrogate(logprobs, old_logprobs, micro_batch.advantages, args.clip_eps, max_ratio)
                 divergence = k3_divergence(logprobs, ref_logprobs)
                 pg_loss = masked_mean(surrogate, micro_batch.response_mask, num_response_tokens)
                 kl_loss = masked_mean(divergence, micro_batch.response_mask, num_response_tokens)
                 entropy = masked_mean(entropies, micro_batch.response_mask, num_response_tokens)
                 loss = pg_loss + args.kl_coef * kl_loss - args.entropy_coef * entropy
                 actor.backward(loss, is_last=number == len(mini_batch))
-                mismatch = masked_mean((old_logprobs - micro_batch.engine_logprobs).abs(), micro_batch.response_mask,
-                                       num_response_tokens)
-                losses.add(loss=loss, pg_loss=pg_loss, kl_loss=kl_loss, entropy=entropy, logprob_mismatch=mismatch)
+                losses.add(loss=loss, pg_loss=pg_loss, kl_loss=kl_loss, entropy=entropy)
             grad_norms.append(actor.step(args.lr))
         watch.lap("update")
 
-        metrics = rollout_metrics(groups, scores, watch) | losses.means(num_updates)
+        metrics = rollout_metrics(groups, scores, watch) | mismatch | losses.means(num_updates)
         logger.log_training(step, metrics | {"grad_norm": sum(grad_norms) / num_updates, "lr": args.lr})
         if step % args.eval_every == 0:
             logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], tokenizer), kind="training")

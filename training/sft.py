@@ -62,8 +62,12 @@ class Args:
     offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
-    engine: Literal["torch"] = "torch"  # what generates: the in-process decoder
-    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process
+    engine: Literal["auto", "torch", "vllm", "deepspeed"] = "auto"  # what generates; auto: vllm with CUDA, else torch
+    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process (vllm: on a CPU only)
+    free_replica: bool = False  # torch, zero_stage 3: the gathered weights are dropped while the actor learns
+    engine_memory_fraction: float = 0.3  # vllm: share of the GPU's memory that it takes, its weights included
+    sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
+    tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
     dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
@@ -83,6 +87,7 @@ def main(args: Args) -> None:
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level,
         needs=("answer",),
     )
     demonstrations, num_long = inputs.problems, 0
@@ -96,8 +101,9 @@ def main(args: Args) -> None:
     )
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
-                        "timeout_minutes"),
-        not_negative=("seed", "weight_decay"), fractions=("warmup",), below_one=("beta1", "beta2"),
+                        "timeout_minutes", "engine_memory_fraction"),
+        not_negative=("seed", "weight_decay"), below_one=("beta1", "beta2"),
+        fractions=("warmup", "engine_memory_fraction"),
     )
     check_output_dir(args.output_dir, args.resume, args.overwrite, args.total_steps)
     num_updates = args.prompts_per_step // args.mini_batch_prompts
@@ -119,7 +125,11 @@ def main(args: Args) -> None:
         offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
     )
     tokenizer = inputs.tokenizer
-    engine = build_engine(args.engine, actor, tokenizer, args.kv_cache_gb)
+    engine = build_engine(
+        inputs.engine, actor, tokenizer, max_length=args.max_prompt_length + args.max_response_length,
+        kv_cache_gb=args.kv_cache_gb, free_replica=args.free_replica, tp_size=args.tp_size,
+        memory_fraction=args.engine_memory_fraction, sleep_level=args.sleep_level,
+    )
     if args.overwrite:
         checkpoint.clear(args.output_dir)
     start = checkpoint.load_latest(args.output_dir, actor) if args.resume else 0
@@ -135,6 +145,7 @@ def main(args: Args) -> None:
             engine.sync()
             responses = evaluate(engine, inputs.test_problems, tokenizer, args.max_prompt_length,
                                  args.max_response_length, args.bos)
+            engine.sleep()
             logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
             logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
         if done > start and (done % args.save_every == 0 or is_end):

@@ -14,10 +14,15 @@ class BadInput(Exception):
     """What the user gave cannot work. The message names the flag, the value and the rule."""
 
 
+class RunStopped(Exception):
+    """The run must not go on. All ranks raise it together; the message says why, and what to look at."""
+
+
 def launch(main: Callable, args_class: type) -> None:
     """Parse the command line into `args_class` and call `main` with it.
 
-    Bad input ends the process with one line on stderr (from the first rank) and exit status 2.
+    Bad input ends the process with one line on stderr (from the first rank) and exit status 2, a run that must stop
+    with one and exit status 1.
     """
     argv = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
     try:
@@ -26,6 +31,11 @@ def launch(main: Callable, args_class: type) -> None:
         if is_first_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except RunStopped as error:
+        if is_first_process():
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+        sys.stderr.flush()
+        os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all files are closed; a library's thread aborts the interpreter's teardown in about one run of ten

@@ -43,7 +43,8 @@ def _quieten() -> None:
     """What libraries say at every start of every rank, and nobody needs."""
     transformers.utils.logging.disable_progress_bar()
     deepspeed.utils.logger.setLevel("WARNING")
-    warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning, module="torch.distributed")
+    for module in ("torch.distributed", "vllm"):
+        warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning, module=module)
 
 
 def rank() -> int:

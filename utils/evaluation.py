@@ -8,7 +8,7 @@ from statistics import fmean, variance
 
 from transformers import PreTrainedTokenizerBase
 
-from inference.hybrid_engine import Engine, Rollout, decode, sampling_uniforms
+from inference.hybrid_engine import Engine, Rollout, decode
 from utils import distributed
 from utils.data import Problem
 from utils.hints import build_prompt, encode
@@ -65,8 +65,7 @@ def evaluate_samples(
     0, problem, sample), however the problems are divided over the ranks."""
     mine = distributed.share(list(problems))
     prompts = [build_prompt(problem, tokenizer, max_prompt_length, bos) for problem in mine]
-    uniforms = sampling_uniforms(prompts, num_samples, max_response_length, seed, step=0)
-    groups = engine.generate(prompts, num_samples, max_response_length, temperature, uniforms)
+    groups = engine.generate(prompts, num_samples, max_response_length, temperature, seed, step=0)
     return _judged(groups, tokenizer)
 
 

@@ -4,6 +4,8 @@ Letters used throughout the project: P problems, G group size, R rows, L row len
 A scored token is one whose probability under the policy enters a loss: hint tokens and response tokens.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,12 +34,17 @@ def masked_mean(values: Tensor, mask: Tensor, num_tokens: float) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / max(num_tokens, 1)
 
 
-def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
+def clipped_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float, max_ratio: float = math.inf
+) -> Tensor:
     """PPO's clipped surrogate as a loss per token, (N,): -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A).
 
-    Source: PPO (arXiv 1707.06347), equation 7.
+    The ratio is an importance weight, truncated at `max_ratio`: a token that the sampler thought far less likely than
+    the policy does counts for no more, and beyond the cap teaches nothing.
+
+    Source: PPO (arXiv 1707.06347), equation 7; truncation as in IMPALA (arXiv 1802.01561), section 4.1, per token.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = torch.exp(logprobs - old_logprobs).clamp(max=max_ratio)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
 
 

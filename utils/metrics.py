@@ -11,6 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from inference.hybrid_engine import Rollout, completion_text, decode
 from rewards import Score, pool, score_all
 from utils import distributed
+from utils.checks import RunStopped
+from utils.losses import masked_mean
+from utils.packing import pack
+from utils.zero import Scorer
 
 
 def verify(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
@@ -54,6 +58,40 @@ def rollout_metrics(
     return means | counts | {"tokens_per_second": tokens_per_second} | watch.seconds
 
 
+GUARD_TOKENS = 256  # of each process, scored at each step to compare the engine with the actor
+
+
+def engine_mismatch(
+    groups: Sequence[Sequence[Rollout]], actor: Scorer, device: torch.device, limit: float
+) -> dict[str, float]:
+    """How far the engine's log-probabilities of a few sampled tokens are from the actor's, over all ranks: the mean and
+    the maximum of |engine - actor| in nats. Every rank calls this together, before the weights change.
+
+    Raises:
+        RunStopped: the mean is over `limit`, or not a number.
+    """
+    few: list[Rollout] = []
+    for group in groups:
+        if not few or sum(len(rollout.response_ids) for rollout in few) < GUARD_TOKENS:
+            few.append(group[0])
+    length = sum(len(one.prompt.prompt_ids) + len(one.prompt.hint_ids) + len(one.response_ids) for one in few)
+    [micro_batch] = pack([[one] for one in few], [[0.0]] * len(few), length * len(few), device)
+    mask = micro_batch.response_mask
+    differences = (actor.logprobs(micro_batch) - micro_batch.engine_logprobs)[mask].abs().double()
+    totals = distributed.sums({"sum": differences.sum().item(), "tokens": float(mask.sum())})
+    mean, largest = totals["sum"] / max(totals["tokens"], 1), distributed.maximum(differences.max().item())
+    if not mean <= limit:
+        raise RunStopped(
+            f"the engine's log-probabilities differ from the actor's by {mean:.3g} on average (largest {largest:.3g}), "
+            f"over --max_logprob_mismatch {limit:g}: it is not sampling from the policy that is trained. Look at: a "
+            "sync that failed or was left out (stale weights); other weights, dtype, rope scaling or tokenizer in "
+            "--model than the engine read; a temperature that only one side applies; the engine's attention kernels. "
+            "With --engine torch there is nothing between the two; if it runs there, the other engine is at fault. In "
+            "bfloat16 0.01 to 0.05 is rounding, for which the limit may be raised"
+        )
+    return {"logprob_mismatch": mean, "logprob_mismatch_max": largest}
+
+
 def rollout_texts(rollout: Rollout, judged: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
     """A rollout for people: prompt, hint and response as texts, and the verdict."""
     prompt, hint, response = rollout.prompt.prompt_ids, rollout.prompt.hint_ids, rollout.response_ids
@@ -71,17 +109,28 @@ class LossMeans:
 
     def __init__(self) -> None:
         self.parts: dict[str, Tensor] = {}
+        self.maxima: dict[str, Tensor] = {}
 
     def add(self, **parts: Tensor) -> None:
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach()
 
+    def add_ratios(self, logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor, num_tokens: float, cap: float):
+        """Importance weights of the response tokens against the engine, before they are truncated at `cap`: their mean,
+        their maximum, and the share above the cap."""
+        ratios = torch.exp(logprobs.detach() - engine_logprobs)
+        self.add(engine_ratio=masked_mean(ratios, mask, num_tokens),
+                 engine_ratio_capped=masked_mean((ratios > cap).float(), mask, num_tokens))
+        largest = torch.where(mask, ratios, 0.0).max()
+        self.maxima["engine_ratio_max"] = torch.maximum(self.maxima.get("engine_ratio_max", largest), largest)
+
     def means(self, num_updates: int) -> dict[str, float]:
-        """Each loss summed over micro-batches and ranks, averaged over the step's updates."""
+        """Each loss summed over micro-batches and ranks, averaged over the step's updates; and the maxima."""
         names = sorted(self.parts)
         values = torch.stack([self.parts[name] for name in names]).tolist()
         totals = distributed.sums(dict(zip(names, values, strict=True)))
-        return {name: totals[name] / num_updates for name in names}
+        maxima = {name: distributed.maximum(float(value)) for name, value in self.maxima.items()}
+        return {name: totals[name] / num_updates for name in names} | maxima
 
 
 class Stopwatch:

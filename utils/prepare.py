@@ -10,7 +10,7 @@ from huggingface_hub import close_session, constants
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from inference.torch_engine import check_supported
+from inference.hybrid_engine import EngineName, check_engine, choose_engine
 from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, encode
@@ -21,17 +21,21 @@ from utils.zero import resolve_dtype
 @dataclass(frozen=True)
 class Inputs:
     """Checked inputs of a run. `tokenizer` is None only under --check, for a model that cannot be reached from here;
-    `shape` is None for such a model where nothing is known about it."""
+    `shape` is None for such a model where nothing is known about it, and for one of another family. `engine` is what
+    --engine stands for here, `engine_reason` why."""
 
     tokenizer: PreTrainedTokenizerBase | None
     problems: list[Problem]
     test_problems: list[Problem]
     shape: Shape | None
+    engine: EngineName
+    engine_reason: str
 
 
 def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
-    eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, needs: tuple[str, ...] = (),
+    eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
+    tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, needs: tuple[str, ...] = (),
 ) -> Inputs:  # fmt: skip
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer".
@@ -42,12 +46,13 @@ def load_inputs(
     require(eval_problems >= 0, "--eval_problems", eval_problems, "must not be negative (0 means all)")
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
+    engine, reason = choose_engine(engine, tp_size, sleep_level, temperature)
     if may_be_unreachable and not Path(model).is_dir():
         stop_asking_a_silent_hub()
     tokenizer, shape = load_tokenizer(model, may_be_unreachable), SHAPES.get(model)
     if tokenizer is not None:
         config = AutoConfig.from_pretrained(model)
-        check_supported(config)
+        check_engine(engine, config, tp_size)
         shape = shape_of(config)
         largest = max(tokenizer.get_vocab().values())
         require(largest < config.vocab_size, "--model", model,
@@ -63,7 +68,7 @@ def load_inputs(
     if tokenizer is not None:
         loaded = {split: check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split, skip_long_prompts)
                   for split, problems in loaded.items()}
-    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape)
+    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason)
 
 
 def stop_asking_a_silent_hub() -> None:
@@ -123,6 +128,7 @@ def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:
         return
     first = (inputs.problems or inputs.test_problems)[0]
     facts = facts | {
+        "engine": f"{inputs.engine} ({inputs.engine_reason})",
         "processes": world_size(),
         "training problems": f"{len(inputs.problems)} (fingerprint {fingerprint(inputs.problems)})",
         "test problems": f"{len(inputs.test_problems)} (fingerprint {fingerprint(inputs.test_problems)})",

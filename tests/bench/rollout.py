@@ -17,7 +17,6 @@ import torch
 import tyro
 from transformers import AutoTokenizer
 
-from inference.hybrid_engine import sampling_uniforms
 from inference.torch_engine import TorchEngine
 from utils.data import load_problems
 from utils.hints import build_prompt
@@ -46,8 +45,7 @@ def main(args: Args) -> None:
 
     def ours(samples: int, ends: list[int]) -> int:
         engine = TorchEngine(model, ends, kv_cache_gb=8)
-        uniforms = sampling_uniforms(prompts, samples, args.tokens, seed=0, step=0)
-        groups = engine.generate(prompts, samples, args.tokens, 1.0, uniforms)
+        groups = engine.generate(prompts, samples, args.tokens, 1.0)
         return sum(len(rollout.response_ids) for group in groups for rollout in group)
 
     @torch.no_grad()
