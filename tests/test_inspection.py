@@ -1,11 +1,19 @@
-"""--dump_batch reads a batch back from its tensors: every token stands under what it is."""
+"""--dump_batch reads a batch back from its tensors: every token stands under what it is. And texts on a terminal: no
+half characters, no control."""
 
 import re
+import sys
 
-from inference.hybrid_engine import Rollout
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from inference.hybrid_engine import Rollout, decode
 from tests.models import CPU, byte_tokenizer, make_problem
 from utils.hints import Prompt, build_demonstration, encode
-from utils.inspection import describe_group
+from utils.inspection import GREEN, RESET, describe_group, paint, pieces
 from utils.packing import Segment, _tensors, pack
 
 TOKENIZER = byte_tokenizer()
@@ -90,3 +98,64 @@ def test_a_hint_is_shown_as_one_where_prefixes_are_not_shared():
     shown = lines_of(micro_batch)
     assert shown[0] == "prompt (4 tokens, no loss): ask "
     assert shown[1].startswith("hint (2 tokens") and shown[1].endswith(": h|i")
+
+
+# ----- pieces -----
+
+
+texts = st.text(st.sampled_from("ab \n\u00e9\u20ac\U0001f600\ufffd") | st.characters(codec="utf-8"), max_size=12)
+
+
+@given(st.lists(texts.map(lambda text: encode(text, TOKENIZER)) | st.lists(st.integers(0, len(TOKENIZER) - 1))),
+       st.integers(0, 60))
+@settings(max_examples=200, deadline=None)
+def test_pieces_are_the_text_and_those_of_a_part_are_the_first_of_them(parts, cut):
+    """Whole texts and random ids, which are no UTF-8, in a row."""
+    ids = [token for part in parts for token in part]
+    found = pieces(ids, True, TOKENIZER)
+    assert "".join(piece.text for piece in found) == decode(ids, TOKENIZER)
+    assert [piece.start for piece in found] + [len(ids)] == [0] + [piece.end for piece in found]
+    part = pieces(ids[:cut], False, TOKENIZER)
+    assert part == found[: len(part)]
+    assert not any(piece.text.endswith("\ufffd") for piece in part)
+
+
+def test_a_character_is_a_piece_when_its_last_byte_is_there():
+    ids = encode("a\u20acb", TOKENIZER)
+    assert len(ids) == 5
+    shown = [[tuple(piece) for piece in pieces(ids[:count], False, TOKENIZER)] for count in range(6)]
+    assert shown[1] == shown[2] == shown[3] == [("a", 0, 1)]
+    assert shown[4:] == [[("a", 0, 1), ("\u20ac", 1, 4)], [("a", 0, 1), ("\u20ac", 1, 4), ("b", 4, 5)]]
+    assert pieces(ids[:3], True, TOKENIZER)[1:] == [("\ufffd", 1, 3)]  # nothing will complete it
+
+
+def test_pieces_keep_the_spaces_that_a_tokenizer_drops_at_the_start_of_a_text():
+    words = Tokenizer(models.WordLevel({"\u2581one": 0, "\u2581two": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert decode([1], tokenizer) == "two"
+    assert [piece.text for piece in pieces([0, 1, 1, 0], True, tokenizer)] == ["one", " two", " two", " one"]
+
+
+# ----- paint -----
+
+
+@pytest.mark.parametrize("colour", ["", GREEN])
+def test_control_characters_are_shown_and_not_sent(colour):
+    control = [chr(code) for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"]
+    assert len(control) == 63
+    for char in control:
+        assert paint(f"a{char}b", colour) == "a" + repr(char)[1:-1] + "b"
+    assert paint("\x1b[2J \r \x9b", colour) == r"\x1b[2J \r \x9b"
+    assert paint("\ta\n\u00e9\u20ac", colour) == "\ta\n\u00e9\u20ac"
+
+
+def test_colours_are_for_terminals_without_NO_COLOR(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert paint("a", GREEN) == "a"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert paint("a\x1b", GREEN) == f"{GREEN}a\\x1b{RESET}"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert paint("a", GREEN) == "a"
+    monkeypatch.setenv("NO_COLOR", "")  # as good as not set, by no-color.org
+    assert paint("a", GREEN) == f"{GREEN}a{RESET}"
