@@ -3,12 +3,16 @@
 The prompt of a group is computed once and its keys and values are held once; each sample adds a suffix of its own.
 All rows are at the same response token, so suffixes need no mask. Rows that ended leave the batch when enough have.
 
+On a GPU a step is captured in a CUDA graph, which needs shapes that stay: there it runs over more suffix columns than
+are written yet and masks the rest, and the host looks only now and then which rows have ended.
+
     S segments (a prefix and the samples that share it), K samples a segment, H key-value heads, Q query heads for each
     of them, D head size; T prefix length, t suffix length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,19 +21,27 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from inference.decode_graph import Captured
 from inference.hybrid_engine import Rollout, sampling_uniforms
 from utils.checks import BadInput
 from utils.hints import Prompt
 
-SUPPORTED = ("llama", "qwen2")  # model types
-FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
+ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch
+FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
 COMPACT_BELOW = 0.75  # share of live rows under which the finished ones leave
 SLACK = 1.15  # slots over live rows that a compaction may leave, to keep samples of one group together
+# For fixed shapes, which CUDA graphs need (not measured, for want of a GPU); a new shape is a new graph:
+LOOK_EVERY = 16  # tokens between two looks of the host at the rows that live
+SPAN = 128  # the suffix columns that a step attends to are a multiple
+FIXED_COMPACT_BELOW = 0.5
 
 
 @dataclass
 class _State:
-    """The rows in flight: S segments of K slots. Slots whose sample has ended (or never was) are not alive."""
+    """The rows in flight: S segments of K slots. Slots whose sample has ended (or never was) are not alive. Steps write
+    into these tensors; only `compact` and `grow` put others in their place, one by one: what is there twice is never
+    more than one layer's."""
 
     prefix_keys: list[Tensor]  # one per layer, (S, H, T, D)
     prefix_values: list[Tensor]
@@ -39,11 +51,53 @@ class _State:
     suffix_values: list[Tensor]
     rows: Tensor  # (S, K) which rollout a slot belongs to
     alive: Tensor  # (S, K) bool
+    chosen: Tensor  # (S, K) the latest token of each slot, not in the suffix yet
+    position: Tensor  # (1,) which response token that is
+    longest: int  # suffix there can be
+
+    def compact(self, t: int) -> bool:
+        """Leave out most dead slots, as `deal` says; False where that is not worth it. `t` suffix tokens count."""
+        dealt = deal(self.alive.cpu().numpy(), self.prefix_mask.shape[-1], self.longest)
+        if dealt is None:
+            return False
+        parent, slot = (torch.tensor(numbers, device=self.rows.device) for numbers in dealt)  # (S',), (S', K')
+        segment = parent[:, None]
+        for cache in (self.suffix_keys, self.suffix_values):  # first, for they get smaller
+            for number, old in enumerate(cache):
+                cache[number] = old.new_empty(len(parent), old.shape[1], slot.shape[1], *old.shape[3:])
+                cache[number][:, :, :, :t] = old.transpose(1, 2)[segment, slot, :, :t].transpose(1, 2)
+        for cache in (self.prefix_keys, self.prefix_values):
+            for number, old in enumerate(cache):
+                cache[number] = old[parent]
+        self.prefix_mask, self.prefix_lengths = self.prefix_mask[parent], self.prefix_lengths[parent]
+        self.rows, self.chosen = self.rows[segment, slot], self.chosen[segment, slot]
+        self.alive = torch.ones_like(slot, dtype=torch.bool)
+        self.alive[:, 1:] = slot[:, 1:] > slot[:, :-1]  # spare slots repeat the first
+        return True
+
+    def grow(self, needed: int, t: int) -> None:
+        """Room for `needed` suffix tokens and more. `t` suffix tokens count."""
+        for cache in (self.suffix_keys, self.suffix_values):
+            for number, old in enumerate(cache):
+                capacity = min(max(needed, 2 * old.shape[3]), self.longest)
+                cache[number] = old.new_empty(*old.shape[:3], capacity, old.shape[4])
+                cache[number][:, :, :, :t] = old[:, :, :, :t]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a batch decodes into, and what it draws from. The row past the last takes what dead slots write."""
+
+    ids: Tensor  # (R + 1, tokens)
+    logprobs: Tensor  # (R + 1, tokens)
+    noise: Tensor | None  # (R, tokens) in [0, 1); None: greedy
+    temperature: float
 
 
 class TorchEngine:
     """Generates with `model`. `weights`, where given, yields buckets {name: tensor} to copy into it at each sync (the
-    model is then a replica of a sharded actor); without it the model's tensors are the actor's own."""
+    model is then a replica of a sharded actor); without it the model's tensors are the actor's own. `captured` is what
+    makes a step of fixed shapes fast; None: the shapes grow with the responses."""
 
     def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None,
                  free_replica: bool = False):
@@ -55,6 +109,7 @@ class TorchEngine:
         self.kv_cache_bytes = kv_cache_gb * 2**30
         self.device = model.get_input_embeddings().weight.device
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)
+        self.captured = partial(Captured, device=self.device) if self.device.type == "cuda" else None
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -118,33 +173,48 @@ class TorchEngine:
     def _decode(self, prompts, group_size, max_response_length, temperature, noise):
         """Lists of ids, log-probabilities and lengths, one per row (prompt-major)."""
         num_rows = len(prompts) * group_size
-        ids = torch.zeros(num_rows, max_response_length, dtype=torch.long, device=self.device)
-        logprobs = torch.zeros(num_rows, max_response_length, device=self.device)
-        lengths = torch.zeros(num_rows, dtype=torch.long, device=self.device)
-        state, logits = self._prefill(prompts, group_size)  # logits (S, V): all samples start from the same
-        logits = logits.repeat_interleave(group_size, dim=0)
-        for t in range(max_response_length):
-            rows = state.rows.flatten()
-            chosen, chosen_logprobs = pick(logits, temperature, None if noise is None else noise[rows, t])
-            alive = state.alive.flatten()
-            live_rows = rows[alive]
-            ids[live_rows, t] = chosen[alive]
-            logprobs[live_rows, t] = chosen_logprobs[alive]
-            lengths[live_rows] = t + 1
-            alive = alive & ~torch.isin(chosen, self.eos_ids)
-            num_alive = int(alive.sum())
-            if num_alive == 0 or t + 1 == max_response_length:
-                break
-            state.alive = alive.view_as(state.alive)
-            if num_alive < COMPACT_BELOW * alive.numel():
-                state, kept = compact(state, t)
-                chosen = chosen[kept]
-            logits = self._step(state, chosen, t)
-        return ids.tolist(), logprobs.tolist(), lengths.tolist()
+        ids = torch.zeros(num_rows + 1, max_response_length, dtype=torch.long, device=self.device)
+        output = _Output(ids, torch.zeros(ids.shape, device=self.device), noise, temperature)
+        *prefixes, logits = self._prefill(prompts)  # logits (S, V): all samples start from the same
+        rows = torch.arange(num_rows, device=self.device).view(len(prompts), group_size)
+        longest = max_response_length - 1  # the last token never gets into the cache
+        heads = (len(prompts), prefixes[0][0].shape[1], group_size, min(FIRST_CAPACITY, longest), self.head_dim)
+        suffixes = [[logits.new_empty(heads) for _ in self.model.model.layers] for _ in range(2)]
+        state = _State(*prefixes, *suffixes, rows, torch.ones_like(rows).bool(), torch.zeros_like(rows),
+                       torch.full((1,), -1, device=self.device), longest)
+        self._choose(state, output, logits.repeat_interleave(group_size, dim=0))
+        self._respond(state, output)
+        ended = torch.isin(ids[:-1], self.eos_ids)
+        lengths = torch.where(ended.any(dim=1), ended.int().argmax(dim=1) + 1, max_response_length)
+        return ids.tolist(), output.logprobs.tolist(), lengths.tolist()
 
-    def _prefill(self, prompts: Sequence[Prompt], group_size: int) -> tuple[_State, Tensor]:
-        """Keys and values of all prefixes (right-padded), and the logits (S, V) after each."""
-        model, config = self.model.model, self.model.config
+    def _respond(self, state: _State, output: _Output) -> None:
+        """All tokens after the first."""
+        fixed, limit = self.captured is not None, output.ids.shape[1]
+        step, width, t = None, 0, 1
+        while t < limit:
+            num_alive = int(state.alive.sum())  # only here the host waits for the device
+            if num_alive == 0:
+                break
+            few = num_alive < (FIXED_COMPACT_BELOW if fixed else COMPACT_BELOW) * state.alive.numel()
+            compacted = few and state.compact(t - 1)
+            stop = min(t + LOOK_EVERY, limit) if fixed else t + 1
+            needed = min(-(-(stop - 1) // SPAN) * SPAN, state.longest) if fixed else t
+            if needed > state.suffix_keys[0].shape[3]:
+                state.grow(needed, t - 1)
+            if compacted or needed != width:
+                width, step = needed, partial(self._step, state, output, needed)
+                if fixed:
+                    step = self.captured(step)
+                    for cache in (*state.suffix_keys, *state.suffix_values):
+                        cache[:, :, :, t - 1 : width] = 0  # masked, but 0 times what was there before may be NaN
+            for _ in range(t, stop):
+                step()
+            t = stop
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
+        """Of all prefixes (right-padded): keys and values, mask, lengths, as in _State; and the logits (S, V) after."""
+        model = self.model.model
         prefixes = [prompt.prompt_ids + prompt.hint_ids for prompt in prompts]
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
         width = int(lengths.max())
@@ -155,11 +225,7 @@ class TorchEngine:
         keys, values = [], []
         for layer in model.layers:
             attention = layer.self_attn
-            shape = (*padded.shape, -1, attention.head_dim)
-            normed = layer.input_layernorm(states)
-            query = attention.q_proj(normed).view(shape).transpose(1, 2)
-            key = attention.k_proj(normed).view(shape).transpose(1, 2)
-            value = attention.v_proj(normed).view(shape).transpose(1, 2)
+            query, key, value = (heads.transpose(1, 2) for heads in self._heads(layer, states))
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling,
                                                    enable_gqa=True)
@@ -171,52 +237,85 @@ class TorchEngine:
         logits = self.model.lm_head(model.norm(last))
         beyond = torch.arange(width, device=self.device)[None] >= lengths[:, None]
         mask = torch.zeros(beyond.shape, dtype=states.dtype, device=self.device).masked_fill(beyond, -torch.inf)
-        rows = torch.arange(len(prompts) * group_size, device=self.device).view(len(prompts), group_size)
-        heads = (len(prompts), config.num_key_value_heads, group_size, FIRST_CAPACITY, self.head_dim)
-        suffixes = [[states.new_empty(heads) for _ in model.layers] for _ in range(2)]
-        state = _State(keys, values, mask[:, None, None], lengths, *suffixes, rows, torch.ones_like(rows).bool())
-        return state, logits
+        return keys, values, mask[:, None, None], lengths, logits
 
-    def _step(self, state: _State, chosen: Tensor, t: int) -> Tensor:
-        """Append response token `t` of every slot (S * K,) and return the logits after it, (S * K, V)."""
-        if t == state.suffix_keys[0].shape[3]:
-            for cache in (state.suffix_keys, state.suffix_values):
-                cache[:] = [torch.cat([old, torch.empty_like(old)], dim=3) for old in cache]
+    def _heads(self, layer, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of a layer for `states` (..., hidden), each (..., heads, D), not rotated yet."""
+        attention, normed = layer.self_attn, layer.input_layernorm(states)
+        shape = (*states.shape[:-1], -1, self.head_dim)
+        query, key, value = (project(normed).view(shape)
+                             for project in (attention.q_proj, attention.k_proj, attention.v_proj))
+        if self.model.config.model_type == "qwen3":
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        return query, key, value
+
+    def _step(self, state: _State, output: _Output, width: int) -> None:
+        """Append the latest token of every slot to its suffix and choose the next. `width` suffix columns are looked
+        at: those that count, or more where shapes are fixed. Nothing may then depend on values or wait for the device.
+        """
+        self._choose(state, output, self._forward(state, width))
+
+    def _choose(self, state: _State, output: _Output, logits: Tensor) -> None:
+        """Take the next token of every slot from `logits` (S * K, V); live slots write it down."""
+        state.position.add_(1)
+        rows, alive = state.rows.flatten(), state.alive.flatten()
+        noise = None if output.noise is None else output.noise[rows, state.position]
+        chosen, logprobs = pick(logits, output.temperature, noise)
+        target = torch.where(alive, rows, len(output.ids) - 1)
+        output.ids[target, state.position] = chosen
+        output.logprobs[target, state.position] = logprobs
+        state.chosen.copy_(chosen.view_as(state.chosen))
+        state.alive.logical_and_((chosen[:, None] != self.eos_ids).all(dim=1).view_as(state.alive))
+
+    def _forward(self, state: _State, width: int) -> Tensor:
+        """Append the latest token of every slot to its suffix and return the logits after it, (S * K, V)."""
         model = self.model.model
         num_segments, num_slots = state.rows.shape
-        states = model.embed_tokens(chosen)  # (S * K, hidden)
-        cos, sin = model.rotary_emb(states, (state.prefix_lengths + t)[:, None])  # (S, 1, D)
+        states = model.embed_tokens(state.chosen.flatten())  # (S * K, hidden)
+        cos, sin = model.rotary_emb(states, (state.prefix_lengths + state.position)[:, None])  # (S, 1, D)
         cos, sin = cos[:, :, None, None], sin[:, :, None, None]
+        fixed, column = self.captured is not None, slice(width - 1, width)
+        if fixed:
+            column = state.position
+            beyond = torch.arange(width, device=self.device) > column
+            suffix_mask = torch.zeros(width, dtype=states.dtype, device=self.device).masked_fill(beyond, -torch.inf)
         for number, layer in enumerate(model.layers):
             attention = layer.self_attn
-            groups, size = attention.num_key_value_groups, attention.head_dim
-            normed = layer.input_layernorm(states)
-            query = attention.q_proj(normed).view(num_segments, num_slots, -1, groups, size).transpose(1, 2)
-            key = attention.k_proj(normed).view(num_segments, num_slots, -1, 1, size).transpose(1, 2)
-            value = attention.v_proj(normed).view(num_segments, num_slots, -1, 1, size).transpose(1, 2)
+            query, key, value = (heads.view(num_segments, num_slots, state.suffix_keys[0].shape[1], -1, self.head_dim)
+                                 .transpose(1, 2) for heads in self._heads(layer, states))  # (S, H, K, Q or 1, D)
             query, key = rotate(query, cos, sin) * attention.scaling, rotate(key, cos, sin)
             keys, values = state.suffix_keys[number], state.suffix_values[number]
-            keys[:, :, :, t] = key.squeeze(3)
-            values[:, :, :, t] = value.squeeze(3)
-            keys, values = keys[:, :, :, : t + 1], values[:, :, :, : t + 1]
-            shared = query.reshape(num_segments, -1, num_slots * groups, size)  # (S, H, K * Q, D)
+            keys[:, :, :, column], values[:, :, :, column] = key, value
+            keys, values = keys[:, :, :, :width], values[:, :, :, :width]
+            shared = query.flatten(2, 3)  # (S, H, K * Q, D)
             prefix_scores = shared @ state.prefix_keys[number].transpose(2, 3) + state.prefix_mask
-            suffix_scores = (query @ keys.transpose(3, 4)).view(*prefix_scores.shape[:3], t + 1)
+            suffix_scores = (query @ keys.transpose(3, 4)).view(*prefix_scores.shape[:3], width)
+            if fixed:
+                suffix_scores = suffix_scores + suffix_mask
             weights = torch.cat([prefix_scores, suffix_scores], dim=-1).softmax(dim=-1, dtype=torch.float)
-            prefix_weights, suffix_weights = weights.to(states.dtype).split([prefix_scores.shape[-1], t + 1], dim=-1)
+            prefix_weights, suffix_weights = weights.to(states.dtype).split([prefix_scores.shape[-1], width], dim=-1)
             mixed = (prefix_weights @ state.prefix_values[number]).view_as(query)
-            mixed = mixed + suffix_weights.reshape(*query.shape[:4], t + 1) @ values  # (S, H, K, Q, D)
-            states = states + attention.o_proj(mixed.transpose(1, 2).reshape(len(chosen), -1))
+            mixed = mixed + suffix_weights.reshape(*query.shape[:4], width) @ values  # (S, H, K, Q, D)
+            states = states + attention.o_proj(mixed.transpose(1, 2).reshape(len(states), -1))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self.model.lm_head(model.norm(states))
 
 
 def check_supported(config: PretrainedConfig) -> None:
     """Raises BadInput for a model whose layers this engine does not know, or whose attention has a window."""
+    settings = config.to_dict()  # the types have different ones
+    layer_types = set(settings.get("layer_types") or []) - {"full_attention"}
+    reason = None
     if config.model_type not in SUPPORTED:
-        raise BadInput(f"flag --engine torch: cannot run a model of type {config.model_type}, only {SUPPORTED}")
-    if config.to_dict().get("use_sliding_window"):
-        raise BadInput("flag --engine torch: cannot run a model with sliding-window attention")
+        reason = f"a model of type {config.model_type}, only {', '.join(SUPPORTED)}"
+    elif settings.get("use_sliding_window") or (config.model_type == "mistral" and config.sliding_window is not None):
+        reason = "a model with sliding-window attention"
+    elif layer_types:
+        reason = f"a model with layers of type {', '.join(sorted(layer_types))}"
+    elif config.rope_parameters["rope_type"] not in ROTARY:
+        reason = f"a model with rotary embeddings of type {config.rope_parameters['rope_type']}"
+    if reason is not None:
+        raise BadInput(f"flag --engine torch: cannot run {reason}; take vLLM, --engine vllm")
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -242,42 +341,25 @@ def pick(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Tens
     return chosen, logprobs.gather(-1, chosen[:, None]).squeeze(1)
 
 
-def compact(state: _State, t: int) -> tuple[_State, Tensor]:
-    """The state without most of its dead slots, and which old slots (flat) the new ones are. `t` suffix tokens count.
+def deal(alive: np.ndarray, prefix_width: int, capacity: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """New segments for the slots that are `alive` (S, K): the old segment of each (S',), and its slots in there
+    (S', K'), spare ones repeating the first. None where too few slots would go.
 
-    Live samples are dealt to segments of K slots; the largest K is taken whose slots exceed the live rows by no more
-    than SLACK, so that samples go on sharing their prefix where that costs little.
+    The largest K' is taken whose slots exceed the fewest possible by no more than SLACK, so that samples go on sharing
+    their prefix where that costs little. A K' is possible if its caches, with `capacity` suffix tokens, hold no more
+    than the present ones: small segments make copies of a prefix.
     """
-    alive = state.alive.cpu().numpy()
-    live = [np.flatnonzero(slots) for slots in alive]  # per segment
-    num_slots = state.rows.shape[1]
-    for width in range(max(map(len, live)), 0, -1):
-        num_segments = sum(-(-len(slots) // width) for slots in live)
-        if num_segments * width <= SLACK * alive.sum():
-            break
-    parents, slots_of = [], []
-    for parent, slots in enumerate(live):
-        for start in range(0, len(slots), width):
-            some = slots[start : start + width]
-            parents.append(parent)
-            slots_of.append(np.concatenate([some, np.repeat(some[:1], width - len(some))]))  # spare slots: a dead copy
-    device = state.rows.device
-    parent = torch.tensor(parents, device=device)
-    slot = torch.tensor(np.stack(slots_of), device=device)  # (S', K')
-    still_alive = torch.ones_like(slot, dtype=torch.bool)
-    still_alive[:, 1:] = slot[:, 1:] > slot[:, :-1]
-    capacity = state.suffix_keys[0].shape[3]
-
-    def of_slots(cache: Tensor) -> Tensor:
-        new = cache.new_empty(len(parents), cache.shape[1], width, capacity, cache.shape[4])
-        index = slot[:, None, :, None, None].expand(-1, cache.shape[1], -1, t, cache.shape[4])
-        new[:, :, :, :t] = cache[parent, :, :, :t].gather(2, index)
-        return new
-
-    new_state = _State(
-        [keys[parent] for keys in state.prefix_keys], [values[parent] for values in state.prefix_values],
-        state.prefix_mask[parent], state.prefix_lengths[parent],
-        [of_slots(keys) for keys in state.suffix_keys], [of_slots(values) for values in state.suffix_values],
-        state.rows[parent[:, None], slot], still_alive,
-    )  # fmt: skip
-    return new_state, (parent[:, None] * num_slots + slot).flatten()
+    live = [np.flatnonzero(slots) for slots in alive]
+    counts = alive.sum(axis=1)
+    num_slots = {}
+    for width in range(1, counts.max() + 1):
+        num_segments = (-(-counts // width)).sum()
+        if num_segments * (prefix_width + width * capacity) <= len(alive) * (prefix_width + alive.shape[1] * capacity):
+            num_slots[width] = num_segments * width
+    width = max(width for width, count in num_slots.items() if count <= SLACK * min(num_slots.values()))
+    if num_slots[width] > SLACK * COMPACT_BELOW * alive.size:
+        return None
+    dealt = [(parent, slots[start : start + width])
+             for parent, slots in enumerate(live) for start in range(0, len(slots), width)]
+    return (np.array([parent for parent, _ in dealt]),
+            np.stack([np.append(slots, np.repeat(slots[:1], width - len(slots))) for _, slots in dealt]))

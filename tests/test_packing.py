@@ -28,7 +28,7 @@ from utils import packing
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
 
-FLAGS = {"clip_eps": 0.2, "kl_coef": 0.3, "entropy_coef": 0.2, "sft_coef": 0.5}
+FLAGS = {"clip_eps": 0.2, "kl_coef": 0.3, "entropy_coef": 0.2, "sft_coef": 0.5, "old_logprobs": "actor"}
 MODELS = {kind: tiny_model(kind, seed=1) for kind in (Qwen2ForCausalLM, LlamaForCausalLM)}
 SIZES = [(4, 3, [5, 1, 6, 2]), (2, 0, [1, 1, 3]), (6, 2, [2]), (3, 5, [4, 4])]  # as in models.random_groups
 

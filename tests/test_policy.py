@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from tests.models import VOCABULARY, tiny_model
 from utils import policy
-from utils.policy import ChunkedHead, Policy, score_states
+from utils.policy import ChunkedHead, Policy, ScoreStates, chunk_size, log_probabilities
 
 LENGTH = 11
 
@@ -58,12 +58,38 @@ def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chu
 
     def recording(states, *rest):
         sizes.append(len(states))
-        return score_states(states, *rest)
+        return log_probabilities(states, *rest)
 
-    monkeypatch.setattr(policy, "score_states", recording)
+    monkeypatch.setattr(policy, "log_probabilities", recording)
     monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
-    Policy(tiny_model())(*inputs(), 1.0)
+    logprobs, _ = Policy(tiny_model())(*inputs(), 1.0)
     assert sizes == chunks
+    logprobs.sum().backward()
+    assert sizes == chunks * (1 if len(chunks) == 1 else 2)  # what is too large to be kept is computed again
+
+
+def test_a_cpu_takes_chunks_that_fit_its_cache_but_no_thin_ones():
+    assert chunk_size(2**10, on_cpu=True) == 2**10 and chunk_size(2**10, on_cpu=False) == 2**16
+    assert chunk_size(2**17, on_cpu=True) == 64 and chunk_size(2**17, on_cpu=False) == 512
+    assert chunk_size(2**22, on_cpu=True) == 16 and chunk_size(2**30, on_cpu=True) == 1
+
+
+@pytest.mark.parametrize("limit", [10**6, 20])
+def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, limit):
+    """Kept and computed again; in double precision, of both outputs."""
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    random = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(rows, 3, dtype=torch.double, generator=random).requires_grad_() for rows in (4, 7))
+    targets = torch.tensor([0, 6, 2, 2])
+    assert torch.autograd.gradcheck(lambda *given: ScoreStates.apply(*given, targets, 0.7), (states, weight))
+
+
+def test_without_entropies_the_logprobs_are_the_same():
+    logprobs, _, _ = scores_and_gradients(tiny_model())
+    with torch.no_grad():
+        alone, entropies = Policy(tiny_model())(*inputs(), 0.7, with_entropies=False)
+    torch.testing.assert_close(alone, logprobs, atol=1e-6, rtol=0)
+    assert entropies is None
 
 
 def test_scores_by_hand():

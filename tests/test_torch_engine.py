@@ -7,20 +7,48 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from inference import torch_engine
 from inference.hybrid_engine import Rollout, completion_text, decode, eos_ids
-from inference.torch_engine import SLACK, TorchEngine, _State, compact, pick
-from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer, tiny_model
+from inference.torch_engine import COMPACT_BELOW, SLACK, TorchEngine, _Output, _State, check_supported, deal, pick
+from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer, with_noise
 from utils.checks import BadInput
 from utils.hints import Prompt
 from utils.packing import pack
 
-KINDS = pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM])
+KINDS = pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM])
+OWN = {Qwen3ForCausalLM: {"head_dim": 6}, MistralForCausalLM: {"sliding_window": None}}  # settings of one type
+SEEDS = {Qwen2ForCausalLM: 6, LlamaForCausalLM: 6, Qwen3ForCausalLM: 18, MistralForCausalLM: 4}  # greedy: ends vary
 ENDS = (1, 3, 7)
 LENGTHS = [(5, 0), (1, 0), (12, 3), (3, 2), (9, 0), (2, 1), (7, 7), (4, 0), (1, 1), (6, 0)]  # of prompts and hints
 GB = 1.0  # plenty
+
+
+def tiny_model(kind=Qwen2ForCausalLM, seed=0, scale=0.3, **settings):
+    """As tests.models.tiny_model, of any type and with any settings."""
+    config = kind.config_class(**{
+        "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "tie_word_embeddings": kind is Qwen2ForCausalLM, "bos_token_id": None, "eos_token_id": None,
+        "pad_token_id": None, **OWN.get(kind, {}), **settings})
+    model = kind(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name else 0.0)
+    return with_noise(model, scale, seed)
 
 
 def make_engine(kind=Qwen2ForCausalLM, ends=ENDS, kv_cache_gb=GB, **flags) -> TorchEngine:
@@ -38,35 +66,59 @@ def ids_of(groups) -> list[list[list[int]]]:
 @pytest.fixture
 def compactions(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
     """Shapes (segments, slots) before and after every compaction of the test."""
-    shapes = []
+    shapes, compact = [], _State.compact
 
     def recording(state, t):
-        new_state, kept = compact(state, t)
-        shapes.append((tuple(state.rows.shape), tuple(new_state.rows.shape)))
-        return new_state, kept
+        before = tuple(state.rows.shape)
+        compacted = compact(state, t)
+        if compacted:
+            shapes.append((before, tuple(state.rows.shape)))
+        return compacted
 
-    monkeypatch.setattr(torch_engine, "compact", recording)
+    monkeypatch.setattr(_State, "compact", recording)
     return shapes
 
 
 # ---- greedy ----
 
 
+def generated(model, prompt: Prompt, limit: int) -> list[int]:
+    """What transformers' generate makes of a prompt."""
+    ids = torch.tensor([prompt.prompt_ids + prompt.hint_ids])
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit,
+                            eos_token_id=list(ENDS), pad_token_id=0)
+    return output[0, ids.shape[1] :].tolist()
+
+
 @KINDS
 def test_greedy_is_generate_token_for_token(kind, compactions):
-    """Past the first capacity of the suffix cache and its first doubling; rows end at all times and leave."""
-    model = tiny_model(kind, scale=0.5, seed=6)
-    prompts, limit = random_prompts(LENGTHS), 2 * torch_engine.FIRST_CAPACITY + 6
+    """Rows end at all times and leave."""
+    model = tiny_model(kind, scale=0.5, seed=SEEDS[kind])
+    prompts, limit = random_prompts(LENGTHS), 70
     groups = TorchEngine(model, ENDS, GB).generate(prompts, 1, limit, temperature=0.0)
     finishes = [rollout.finish for [rollout] in groups]
     for prompt, [rollout] in zip(prompts, groups, strict=True):
-        ids = torch.tensor([prompt.prompt_ids + prompt.hint_ids])
-        expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                  max_new_tokens=limit, eos_token_id=list(ENDS), pad_token_id=0)
-        assert rollout.response_ids == expected[0, ids.shape[1] :].tolist()
+        assert rollout.response_ids == generated(model, prompt, limit)
     assert set(finishes) == {"stop", "length"}
     assert len({len(rollout.response_ids) for [rollout] in groups}) > 4  # not all end together
     assert compactions
+
+
+@pytest.mark.parametrize("rope", [
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 16},
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},  # scales the attention too
+], ids=lambda rope: rope["rope_type"])  # fmt: skip
+def test_scaled_rotary_embeddings_are_those_of_generate(rope):
+    """As the config.json of Llama 3.2 names them, with numbers that matter at these lengths."""
+    model = tiny_model(LlamaForCausalLM, scale=0.5, seed=6, rope_theta=100.0, rope_scaling=rope)
+    plain = tiny_model(LlamaForCausalLM, scale=0.5, seed=6, rope_theta=100.0)
+    assert model.model.rotary_emb.rope_type == rope["rope_type"]
+    prompts, limit = random_prompts(LENGTHS), 70
+    groups = ids_of(TorchEngine(model, ENDS, GB).generate(prompts, 1, limit, temperature=0.0))
+    assert groups == [[generated(model, prompt, limit)] for prompt in prompts]
+    assert groups != ids_of(TorchEngine(plain, ENDS, GB).generate(prompts, 1, limit, temperature=0.0))
 
 
 def test_greedy_logprobs_are_those_of_temperature_one():
@@ -94,7 +146,6 @@ def test_logprobs_of_samples_are_those_of_packed_training(kind, temperature, com
                                    rtol=0)
         num_tokens += int(mask.sum())
     assert num_tokens == sum(len(ids) for group in ids_of(groups) for ids in group)
-    assert max(len(ids) for group in ids_of(groups) for ids in group) > torch_engine.FIRST_CAPACITY
     assert compactions
 
 
@@ -234,16 +285,31 @@ def test_without_a_replica_the_actors_weights_are_used_as_they_change():
     assert ids_of(sample(engine, prompts)) != before
 
 
-@pytest.mark.parametrize(
-    "model",
-    [lambda: GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=16)),
-     lambda: Qwen2ForCausalLM(Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                          num_attention_heads=2, num_key_value_heads=1, use_sliding_window=True))],
-    ids=["another architecture", "sliding window"],
-)  # fmt: skip
-def test_a_model_that_the_engine_cannot_run_is_refused(model):
-    with pytest.raises(BadInput, match="^flag --engine torch: cannot run "):
-        TorchEngine(model(), ENDS, GB)
+@pytest.mark.parametrize(("config", "reason"), [
+    (GPT2Config(), "a model of type gpt2, only llama, mistral, qwen2, qwen3"),
+    (Qwen2Config(use_sliding_window=True, max_window_layers=0), "a model with sliding-window attention"),
+    (Qwen3Config(use_sliding_window=True), "a model with sliding-window attention"),
+    (MistralConfig(), "a model with sliding-window attention"),
+    (MistralConfig(sliding_window=64), "a model with sliding-window attention"),
+    (Qwen3Config(num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"]),
+     "a model with layers of type sliding_attention"),
+    (LlamaConfig(rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
+     "a model with rotary embeddings of type dynamic"),
+])  # fmt: skip
+def test_a_model_that_the_engine_cannot_run_is_refused(config, reason):
+    with pytest.raises(BadInput) as caught:
+        check_supported(config)
+    assert str(caught.value) == f"flag --engine torch: cannot run {reason}; take vLLM, --engine vllm"
+
+
+def test_the_engine_itself_refuses_a_model_it_cannot_run():
+    with pytest.raises(BadInput, match="sliding-window"):
+        TorchEngine(tiny_model(MistralForCausalLM, sliding_window=64), ENDS, GB)
+
+
+@KINDS
+def test_a_model_that_the_engine_can_run_is_not_refused(kind):
+    check_supported(kind.config_class(**OWN.get(kind, {})))
 
 
 # ---- pick ----
@@ -289,7 +355,7 @@ def test_greedy_takes_the_most_probable_and_its_logprob_at_temperature_one():
 
 
 def make_state(num_segments: int, num_slots: int, capacity: int = 4) -> _State:
-    """Every number of the caches tells where it stands: segment number in prefixes, row in suffixes."""
+    """Random caches of two layers behind prefixes of three tokens."""
     random = torch.Generator().manual_seed(0)
 
     def caches(*shape):
@@ -301,6 +367,7 @@ def make_state(num_segments: int, num_slots: int, capacity: int = 4) -> _State:
         caches(num_slots, capacity, 5), caches(num_slots, capacity, 5),
         torch.randperm(num_segments * num_slots, generator=random).view(num_segments, num_slots),
         torch.ones(num_segments, num_slots, dtype=torch.bool),
+        torch.randint(1, 100, (num_segments, num_slots), generator=random), torch.tensor([0]), capacity,
     )  # fmt: skip
 
 
@@ -313,7 +380,12 @@ def by_row(state: _State, t: int) -> dict[int, list[torch.Tensor]]:
         rows[row] = [cache[segment, :, slot, :t] for cache in state.suffix_keys + state.suffix_values]
         rows[row] += [cache[segment] for cache in (*state.prefix_keys, *state.prefix_values, state.prefix_mask,
                                                    state.prefix_lengths)]
+        rows[row].append(state.chosen[segment, slot])
     return rows
+
+
+def num_tokens(num_segments: int, num_slots: int, prefix: int, capacity: int) -> int:
+    return num_segments * (prefix + num_slots * capacity)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -326,32 +398,290 @@ def test_compaction_keeps_every_live_row_with_its_prefix_and_suffix(num_segments
         if not (drawn & state.alive).any():
             drawn = torch.ones_like(state.alive)
         state.alive = drawn & state.alive
-        before, num_alive = by_row(state, t), int(state.alive.sum())
-        new_state, kept = compact(state, t)
-
-        after = by_row(new_state, t)
+        before, slots = by_row(state, t), state.rows.numel()
+        compacted = state.compact(t)
+        after = by_row(state, t)
         assert after.keys() == before.keys()
         for row, tensors in before.items():
             assert all(torch.equal(old, new) for old, new in zip(tensors, after[row], strict=True))
-        assert torch.equal(state.rows.flatten()[kept], new_state.rows.flatten())
-        assert new_state.suffix_keys[0].shape[3] == state.suffix_keys[0].shape[3]
+        assert state.suffix_keys[0].shape[3] == 4
+        assert state.rows.numel() <= (SLACK * COMPACT_BELOW if compacted else 1) * slots
 
-        width = new_state.rows.shape[1]
-        live = state.alive.sum(dim=1).tolist()
-        assert new_state.rows.numel() <= SLACK * num_alive
-        for wider in range(width + 1, max(live) + 1):  # would have cost too much
-            assert wider * sum(-(-count // wider) for count in live) > SLACK * num_alive
-        state = new_state
+
+alive_slots = st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(
+    lambda shape: st.lists(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=shape[0],
+                           max_size=shape[0])).map(np.array).filter(np.any)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(alive_slots, st.integers(1, 60), st.integers(1, 20))
+def test_live_rows_are_dealt_to_few_slots_in_no_more_memory(alive, prefix, capacity):
+    counts = alive.sum(axis=1).tolist()
+    possible = {}  # slots by width
+    for width in range(1, max(counts) + 1):
+        num_segments = sum(-(-count // width) for count in counts)
+        if num_tokens(num_segments, width, prefix, capacity) <= num_tokens(*alive.shape, prefix, capacity):
+            possible[width] = num_segments * width
+    dealt = deal(alive, prefix, capacity)
+    allowed = {width for width, slots in possible.items() if slots <= SLACK * min(possible.values())}
+    if dealt is None:
+        assert possible[max(allowed)] > SLACK * COMPACT_BELOW * alive.size
+        return
+    parent, slot = dealt
+    assert slot.shape[1] == max(allowed) and slot.size == possible[max(allowed)]
+    assert slot.size <= SLACK * COMPACT_BELOW * alive.size
+    assert num_tokens(*slot.shape, prefix, capacity) <= num_tokens(*alive.shape, prefix, capacity)
+    assert {(segment, some) for segment, slots in zip(parent, slot, strict=True) for some in slots} == set(
+        zip(*alive.nonzero(), strict=True))
+
+
+def test_prefixes_are_not_copied_where_there_is_no_room():
+    """Three groups with one live row and seven with three: single slots waste none, but make 24 prefixes of ten."""
+    alive = np.array([[1, 0, 0, 0]] * 3 + [[0, 1, 1, 1]] * 7).astype(bool)
+    for prefix, shape in ((10, (24, 1)), (1000, (10, 3))):
+        _, slot = deal(alive, prefix, capacity=100)
+        assert slot.shape == shape
+    alive[3:-1] = [[1, 0, 0, 0]] * 6
+    alive[-1] = True
+    assert deal(alive, 10_000, capacity=100) is None  # in ten segments no slot would go
 
 
 def test_compaction_by_hand():
     """Three segments of four slots with 4, 2 and 0 live rows: two slots a segment, no dead one."""
     state = make_state(3, 4)
     state.alive = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]]).bool()
-    new_state, kept = compact(state, 1)
-    assert kept.tolist() == [0, 1, 2, 3, 5, 7]
-    assert new_state.rows.shape == (3, 2) and new_state.alive.all()
-    assert torch.equal(new_state.prefix_lengths, state.prefix_lengths[[0, 0, 1]])
+    rows, lengths = state.rows.flatten(), state.prefix_lengths
+    assert state.compact(1)
+    assert torch.equal(state.rows.flatten(), rows[[0, 1, 2, 3, 5, 7]])
+    assert state.rows.shape == (3, 2) and state.alive.all()
+    assert torch.equal(state.prefix_lengths, lengths[[0, 0, 1]])
+
+
+@pytest.mark.parametrize("first_capacity", [5, 32, 1000])
+@pytest.mark.parametrize(("prompt_length", "group_size"), [(5, 4), (120, 6), (120, 1)])
+def test_caches_stay_within_the_budget(prompt_length, group_size, first_capacity, compactions, monkeypatch):
+    """From the first token to the last, however the suffixes grow and the rows are dealt anew."""
+    monkeypatch.setattr(torch_engine, "FIRST_CAPACITY", first_capacity)
+    limit, budget, sizes = 40, 500_000, []
+    step = TorchEngine._step
+
+    def measured(engine, state, output, width):
+        caches = state.prefix_keys + state.prefix_values + state.suffix_keys + state.suffix_values
+        sizes.append(sum(cache.nbytes for cache in caches))
+        step(engine, state, output, width)
+
+    monkeypatch.setattr(TorchEngine, "_step", measured)
+    prompts = random_prompts([(prompt_length, 0)] * 25)
+    sample(make_engine(kv_cache_gb=budget / 2**30), prompts, group_size, limit)
+    assert max(sizes) <= budget and len(compactions) > 3
+    assert first_capacity < 1000 or max(sizes) > 0.8 * budget
+
+
+@pytest.mark.parametrize("captured", [None, lambda step: step], ids=["usual", "fixed"])
+def test_suffixes_grow_to_the_longest_response_and_no_further(captured, monkeypatch):
+    monkeypatch.setattr(torch_engine, "SPAN", 16)
+    capacities, grow = [], _State.grow
+
+    def recording(state, needed, t):
+        before = [cache[..., :t, :].clone() for cache in state.suffix_keys + state.suffix_values]
+        grow(state, needed, t)
+        after = [cache[..., :t, :] for cache in state.suffix_keys + state.suffix_values]
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        capacities.append(state.suffix_keys[0].shape[3])
+
+    monkeypatch.setattr(_State, "grow", recording)
+    engine = make_engine(ends=[EOS_NEVER])
+    engine.captured = captured
+    sample(engine, random_prompts(LENGTHS), max_response_length=100)
+    assert capacities == [64, 99]
+
+
+@pytest.mark.parametrize("lengths", [(3, 40), (60, 10)])
+@pytest.mark.parametrize("live", [1, 5])
+def test_a_compaction_holds_one_layer_twice(lengths, live):
+    """Counted by PyTorch's profiler. With long prefixes the new segments hold more of them than the old ones."""
+    prefix, capacity = lengths
+    layers, segments, slots = 6, 8, 8
+    rows = torch.arange(segments * slots).view(segments, slots)
+    alive = torch.zeros_like(rows).bool()
+    alive[:, 0], alive[: segments // 2, :live] = True, True
+    mask = torch.zeros(segments, 1, 1, prefix)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        shapes = 2 * [(segments, 2, prefix, 50)] + 2 * [(segments, 2, slots, capacity, 50)]
+        keys, values, *suffixes = ([torch.empty(shape) for _ in range(layers)] for shape in shapes)
+        state = _State(keys, values, mask, torch.ones(segments), *suffixes, rows, alive, rows, torch.tensor([0]),
+                       capacity)
+        before = sum(cache.nbytes for cache in sum([keys, values, *suffixes], []))
+        assert state.compact(capacity)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    assert 1.01 < held.max() / before <= 1 + 1 / layers
+    assert held[-1] < 1.01 * before
+
+
+# ---- fixed shapes, as a CUDA graph wants them ----
+
+
+def fixed(engine: TorchEngine) -> TorchEngine:
+    """The engine with the steps that are captured on a GPU, here run as they are."""
+    engine.captured = lambda step: step
+    return engine
+
+
+@KINDS
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("group_size", [1, 4])
+@pytest.mark.parametrize(("span", "look_every", "limit"), [(128, 16, 70), (16, 4, 70), (1, 1, 20), (7, 3, 2)])
+def test_fixed_shapes_change_nothing(kind, temperature, group_size, span, look_every, limit, compactions, monkeypatch):
+    """Prompts of several lengths, rows that end at all times, compactions, one or several widths of the suffix."""
+    monkeypatch.setattr(torch_engine, "SPAN", span)
+    monkeypatch.setattr(torch_engine, "LOOK_EVERY", look_every)
+    model, prompts = tiny_model(kind, scale=0.5 - 0.2 * (temperature > 0), seed=SEEDS[kind]), random_prompts(LENGTHS)
+    usual = sample(TorchEngine(model, ENDS, GB), prompts, group_size, limit, temperature)
+    compactions.clear()
+    other = sample(fixed(TorchEngine(model, ENDS, GB)), prompts, group_size, limit, temperature)
+    assert ids_of(usual) == ids_of(other)
+    for one, another in zip(sum(usual, []), sum(other, []), strict=True):
+        np.testing.assert_allclose(one.logprobs, another.logprobs, atol=1e-5)
+        assert one.finish == another.finish
+    assert compactions or limit < 70 or (group_size == 1 and temperature > 0)  # of ten rows few are left at a look
+
+
+@KINDS
+@pytest.mark.parametrize("captured", [None, lambda step: step], ids=["usual", "fixed"])
+def test_bfloat16_is_float32_rounded(kind, captured):
+    """Log-probabilities of the same ids: those of the trainer's forward pass in float32, as far as bfloat16 goes."""
+    model = tiny_model(kind, scale=0.2)
+    engine = TorchEngine(tiny_model(kind, scale=0.2).to(torch.bfloat16), ENDS, GB)
+    engine.captured = captured
+    groups = sample(engine, random_prompts(LENGTHS))
+    [micro_batch] = pack(groups, [[0.0] * 4] * len(groups), 4000, CPU)
+    mask = micro_batch.response_mask
+    away = (scorer(model, 0.8).logprobs(micro_batch) - micro_batch.engine_logprobs)[mask].abs()
+    assert away.mean() < 0.02 and away.max() < 0.15
+
+
+def test_a_dead_slot_writes_nothing_down():
+    """A spare slot has the row of a live one, and may come to differ from it by rounding."""
+    engine, live, dead = make_engine(), torch.tensor([5.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 5.0])
+    for number, logits in enumerate([[live, dead], [dead, live]]):
+        output = _Output(torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1), None, 0.0)
+        state = make_state(1, 2)
+        state.rows, state.position = torch.zeros(1, 2, dtype=torch.long), torch.tensor([-1])
+        state.alive = torch.arange(2)[None] == number
+        engine._choose(state, output, torch.stack(logits))
+        assert output.ids[0] == 0
+        torch.testing.assert_close(output.logprobs[0], live.log_softmax(0)[:1])
+
+
+def test_what_was_in_the_cache_before_does_not_matter(monkeypatch):
+    """Memory is not cleared: columns that no token has been written to may hold anything."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: empty(*args).fill_(torch.nan))
+    monkeypatch.setattr(torch_engine, "SPAN", 16)
+    groups = sample(fixed(make_engine()), random_prompts(LENGTHS))
+    assert all(np.isfinite(rollout.logprobs).all() for group in groups for rollout in group)
+    assert ids_of(groups) == ids_of(sample(make_engine(), random_prompts(LENGTHS)))
+
+
+class Recorder(TorchDispatchMode):
+    """All operations: their names, the shapes and types of tensors, and every other argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        output = operation(*args, **kwargs or {})
+        self.operations.append((str(operation), tree_map(
+            lambda thing: (thing.shape, thing.dtype) if isinstance(thing, torch.Tensor) else thing,
+            (args, kwargs, output))))
+        return output
+
+
+def test_a_step_of_fixed_shapes_can_be_captured(monkeypatch, compactions):
+    """It does the same each time, on the same buffers, and nothing that needs a value on the host or has a shape that
+    depends on one."""
+    monkeypatch.setattr(torch_engine, "SPAN", 16)
+    monkeypatch.setattr(torch_engine, "LOOK_EVERY", 8)
+    calls = []  # of each step
+
+    def recorded(step):
+        state, records = step.args[0], []
+        calls.append(records)
+
+        def run():
+            with Recorder() as recorder:
+                step()
+            tensors = [leaf for leaf in tree_leaves(vars(state)) if isinstance(leaf, torch.Tensor)]
+            records.append((recorder.operations, [tensor.data_ptr() for tensor in tensors]))
+
+        return run
+
+    engine = make_engine()
+    engine.captured = recorded
+    sample(engine, random_prompts(LENGTHS))
+    assert len(compactions) > 1 and len(calls) > 3
+    assert max(map(len, calls)) >= 8
+    for records in calls:
+        operations, addresses = records[0]
+        assert all(record == (operations, addresses) for record in records)
+        for name, arguments in operations:
+            assert not name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"))
+            assert "index" not in name or torch.bool not in tree_leaves(arguments), "a mask as an index"
+
+
+def test_the_host_looks_at_the_rows_every_few_tokens(monkeypatch):
+    looks, compact = [], _State.compact
+    monkeypatch.setattr(_State, "compact", lambda state, t: looks.append((t, int(state.position))) or compact(state, t))
+    sample(fixed(make_engine()), random_prompts(LENGTHS))
+    assert looks and all(t == position and t % torch_engine.LOOK_EVERY == 0 for t, position in looks)
+
+
+# ---- on a GPU ----
+
+
+def on_gpu(dtype=torch.float32, **flags) -> TorchEngine:
+    return TorchEngine(tiny_model().to("cuda", dtype), ENDS, GB, **flags)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group_size", [1, 4])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_captured_step_is_the_step(dtype, group_size, temperature, compactions, monkeypatch):
+    monkeypatch.setattr(torch_engine, "SPAN", 32)
+    prompts = random_prompts(LENGTHS)
+    captured, uncaptured = (sample(engine, prompts, group_size, 100, temperature)
+                            for engine in (on_gpu(dtype), fixed(on_gpu(dtype))))
+    assert ids_of(captured) == ids_of(uncaptured)
+    for one, another in zip(sum(captured, []), sum(uncaptured, []), strict=True):
+        np.testing.assert_allclose(one.logprobs, another.logprobs, atol=1e-5)
+    assert compactions
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_the_cpu_says():
+    prompts = random_prompts(LENGTHS)
+    on_cpu, there = sample(make_engine(), prompts), sample(on_gpu(), prompts)
+    assert ids_of(on_cpu) == ids_of(there)
+    for one, another in zip(sum(on_cpu, []), sum(there, []), strict=True):
+        np.testing.assert_allclose(one.logprobs, another.logprobs, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_captured_steps_see_new_weights_in_place_and_in_a_replica_that_slept():
+    prompts, actor = random_prompts(LENGTHS), tiny_model(seed=1).to("cuda")
+    engine = on_gpu(weights=lambda: [{name: weight.detach() for name, weight in actor.named_parameters()}],
+                    free_replica=True)
+    for _ in range(2):
+        engine.sync()
+        expected = ids_of(sample(TorchEngine(actor, ENDS, GB), prompts))
+        assert ids_of(sample(engine, prompts)) == expected
+        engine.sleep()
+        with torch.no_grad():
+            actor.model.norm.weight.add_(1.0)
+        assert ids_of(sample(TorchEngine(actor, ENDS, GB), prompts)) != expected
 
 
 # ---- text ----

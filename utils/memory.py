@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from inference.torch_engine import COMPACT_BELOW, FIRST_CAPACITY, SLACK
+from inference.torch_engine import SUPPORTED
 from utils.policy import CHUNK_LOGITS
 
 GIB = 2**30
-NO_ESTIMATE = {"memory": "no estimate: it needs the config of --model, which cannot be reached from this machine"}
+NO_ESTIMATE = {"memory": f"no estimate: it needs the config of --model, of type {', '.join(SUPPORTED)}, within reach"}
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size, gradients on their way; at stage 3 it always exists
 LIVE = 1_000_000_000  # elements: its stage3_max_live_parameters, weights gathered at once
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 or Llama model. `layer_biases` counts the bias elements of a layer; `tied`: the head is the embedding."""
+    """A model of a type that inference.torch_engine knows. `layer_biases` counts the bias elements of a layer; `tied`:
+    the head is the embedding; `head_norms`: queries and keys are normalised (Qwen3)."""
 
     vocab_size: int
     hidden_size: int
@@ -34,11 +35,13 @@ class Shape:
     head_dim: int
     layer_biases: int = 0
     tied: bool = True
+    head_norms: bool = False
 
     @property
     def parameters(self) -> int:
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size + self.layer_biases
+        norms = 2 * self.hidden_size + 2 * self.head_dim * self.head_norms
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + norms + self.layer_biases
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
         return embeddings + self.num_layers * layer + self.hidden_size
 
@@ -57,19 +60,22 @@ SHAPES = {  # for machines that cannot reach the hub
 }
 
 
-def shape_of(config: PretrainedConfig) -> Shape:
-    """The shape of a supported model (inference.torch_engine.SUPPORTED)."""
+def shape_of(config: PretrainedConfig) -> Shape | None:
+    """The shape of a model, None for a type that is not among inference.torch_engine.SUPPORTED."""
+    if config.model_type not in SUPPORTED:
+        return None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    settings = config.to_dict()  # the two types have different ones
+    settings = config.to_dict()  # the types have different ones
     head_dim = settings.get("head_dim") or config.hidden_size // heads
-    is_qwen = config.model_type == "qwen2"
-    biases = (heads + 2 * kv_heads) * head_dim if is_qwen or settings["attention_bias"] else 0
-    if not is_qwen and settings["attention_bias"]:
+    biases = 0
+    if config.model_type == "qwen2" or settings.get("attention_bias"):
+        biases += (heads + 2 * kv_heads) * head_dim
+    if settings.get("attention_bias"):  # Qwen2 has no such setting, and no bias here
         biases += config.hidden_size
-    if not is_qwen and settings["mlp_bias"]:
+    if settings.get("mlp_bias"):
         biases += 2 * config.intermediate_size + config.hidden_size
     return Shape(config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads,
-                 kv_heads, head_dim, biases, config.tie_word_embeddings)
+                 kv_heads, head_dim, biases, config.tie_word_embeddings, config.model_type == "qwen3")
 
 
 def cache_elements_of(config: PretrainedConfig) -> int:
@@ -130,10 +136,11 @@ def training_states(parameters: int, run: Run) -> tuple[dict[str, float], float]
 
 
 def layer_activations(shape: Shape, row_length: int, b: int) -> float:
-    """What one layer keeps for the backward pass, per token: two norms (input in float32, normalised, scaled), query,
-    key, value (a copy for each query head) and output of the attention with its normaliser, four MLP tensors, and a row
-    of the attention mask as numbers."""
+    """What one layer keeps for the backward pass, per token: two norms (input in float32, normalised, scaled), those of
+    queries and keys (scaled is the query itself), query, key, value (a copy for each query head) and output of the
+    attention with its normaliser, four MLP tensors, and a row of the attention mask as numbers."""
     norms = 2 * (4 + 2 * b) * shape.hidden_size
+    norms += (4 + b) * shape.head_dim * (shape.num_heads + shape.num_kv_heads) * shape.head_norms
     attention = (4 * b * shape.head_dim + 4) * shape.num_heads
     return norms + attention + 4 * b * shape.intermediate_size + b * row_length
 
@@ -149,10 +156,12 @@ def activations(shape: Shape, tokens: int, row_length: int, b: int, gradient_che
 
 
 def head(shape: Shape, tokens: int, b: int) -> float:
-    """The LM head's part of the backward pass: the scored states, six float32 tensors of a chunk of logits, and twice
-    the gradient of the head, which chunks add to."""
+    """The LM head's part of the backward pass: the scored states, three float32 tensors of a chunk of logits, all
+    log-probabilities where they are kept, and the gradient of the head beside the one it is added to."""
     logits = max(shape.vocab_size, min(CHUNK_LOGITS, tokens * shape.vocab_size))
-    return tokens * b * shape.hidden_size + (24 + b) * logits + 2 * b * shape.vocab_size * shape.hidden_size
+    kept = tokens * shape.vocab_size if tokens * shape.vocab_size <= CHUNK_LOGITS else 0
+    return (tokens * b * shape.hidden_size + (12 + b) * logits + 4 * kept
+            + 2 * b * shape.vocab_size * shape.hidden_size)
 
 
 def masks(run: Run) -> float:
@@ -172,19 +181,15 @@ def cache_need(shape: Shape, run: Generation, prompts: int, samples: int) -> flo
 
 def generation(shape: Shape, run: Generation, prompts: int, samples: int) -> float:
     """The torch engine's peak for `prompts` prompts of one process: prefill, or decoding with the caches of the prompts
-    that --kv_cache_gb lets in (at least one), a second copy of the live rows while it drops the finished ones, and the
-    logits with three float32 copies."""
+    that --kv_cache_gb lets in (at least one), a layer's caches a second time while the finished rows leave, and logits
+    with three float32 copies, twice, since a CUDA graph of a new step is made while the memory of the last is held."""
     b = run.weight_bytes
     together = min(prompts, max(1, int(run.kv_cache_gb * GIB // cache_need(shape, run, 1, samples))))
-    capacity = FIRST_CAPACITY
-    while capacity < run.max_response_length - 1:
-        capacity *= 2
-    token = b * shape.cache_elements
-    prefixes = together * run.max_prompt_length
-    prefill = prefixes * (token + b * (4 * shape.hidden_size + 3 * shape.intermediate_size))
-    caches = token * (prefixes + together * samples * capacity)
+    caches = cache_need(shape, run, together, samples)
+    prefill = together * run.max_prompt_length * b * (4 * shape.hidden_size + 3 * shape.intermediate_size
+                                                      + shape.cache_elements)
     logits = together * samples * shape.vocab_size * (b + 12)
-    return max(prefill, caches * (1 + COMPACT_BELOW * SLACK) + logits)
+    return max(prefill, caches * (1 + 1 / shape.num_layers) + 2 * logits)
 
 
 def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float], float]:

@@ -54,13 +54,16 @@ class Scorer:
 
     def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (N,), (N,) of the scored tokens. All ranks call together."""
+        return self._forward(micro_batch, with_entropies=True)
+
+    def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
         return self.engine(micro_batch.input_ids, micro_batch.position_ids, micro_batch.attention_mask,
-                           micro_batch.predictors, micro_batch.targets, self.temperature)
+                           micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
 
     @torch.no_grad()
     def logprobs(self, micro_batch: MicroBatch) -> Tensor:
         """(N,) log-probabilities without a graph."""
-        return self(micro_batch)[0]
+        return self._forward(micro_batch, with_entropies=False)[0]
 
 
 class Actor(Scorer):
