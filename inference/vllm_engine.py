@@ -28,6 +28,7 @@ from utils.hints import Prompt
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+BATCHED_TOKENS = 8_192  # of prompts that one forward pass on a CPU takes, where the longest is not longer
 
 
 class VLLMEngine:
@@ -55,8 +56,11 @@ class VLLMEngine:
         tied: bool = False,
     ):
         on_gpu = torch.cuda.is_available()
-        memory = {"gpu_memory_utilization": memory_fraction} if on_gpu else {
-            "kv_cache_memory_bytes": int(kv_cache_gb * 2**30)}
+        own = {"gpu_memory_utilization": memory_fraction} if on_gpu else {
+            "kv_cache_memory_bytes": int(kv_cache_gb * 2**30), "enforce_eager": True,
+            # vLLM 0.32 cannot take back what a request with a seed draws at the end of half a prompt, on a CPU.
+            "enable_chunked_prefill": False, "max_num_batched_tokens": max(BATCHED_TOKENS, max_length),
+        }  # fmt: skip
         self.eos_ids = sorted(eos_ids)
         self.weights = weights
         self.tied = tied
@@ -68,7 +72,7 @@ class VLLMEngine:
             generation_config="vllm",  # the model's own may say top-p, top-k or a penalty
             max_model_len=max_length, tensor_parallel_size=tp_size, distributed_executor_backend="external_launcher",
             logprobs_mode="processed_logprobs",  # at the temperature of sampling
-            enable_sleep_mode=sleep_level > 0, enforce_eager=not on_gpu, seed=0, disable_log_stats=True, **memory,
+            enable_sleep_mode=sleep_level > 0, seed=0, disable_log_stats=True, **own,
         )  # fmt: skip
         if tp_size > 1 and not on_gpu:
             unlink_shared_memory()

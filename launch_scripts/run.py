@@ -39,15 +39,15 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--T_hint", type=int, default=300, help="stage, uft: steps over which hints get shorter (300)")
     parser.add_argument("--sft_loss_coef", type=float, default=0.001, help="stage, uft: weight of sft_loss (0.001)")
     parser.add_argument("--n_rollouts", "--n_rollout", type=int, default=4, help="responses per prompt (4)")
-    parser.add_argument("--tp_size", type=int, default=1, help="tensor parallelism of the engine: 1 only")
+    parser.add_argument("--tp_size", type=int, default=1, help="GPUs that share an engine; more than 1 takes vLLM (1)")
     parser.add_argument("--idx", type=int, default=0, help="number of the run: its seed, and part of its folder")
     parser.add_argument("--eval", action="store_true", help="evaluate instead of training")
     parser.add_argument("--dry_run", action="store_true", help="only print the command")
     args = parser.parse_args(own)
     if args.n_gpu < 1:
         parser.error(f"flag --n_gpu {args.n_gpu}: must be at least 1")
-    if args.tp_size != 1:
-        parser.error(f"flag --tp_size {args.tp_size}: must be 1, no engine here has tensor parallelism")
+    if args.tp_size < 1 or args.n_gpu % args.tp_size:
+        parser.error(f"flag --tp_size {args.tp_size}: must divide --n_gpu {args.n_gpu}")
     if args.visible_devices and len(args.visible_devices.split(",")) != args.n_gpu:
         parser.error(f"flag --visible-devices {args.visible_devices}: must name --n_gpu {args.n_gpu} devices")
     args.data = DATA.get(args.data, args.data)
@@ -74,7 +74,7 @@ def command(script: str, args: argparse.Namespace, model: str, folder: str, flag
         "--num_gpus", str(args.n_gpu)]
     flags = {"model": model, "data": args.data, "output_dir": folder, "seed": args.idx,
              "max_prompt_length": 256 if args.data == "countdown" else 1024, "max_response_length": 1024,
-             "kv_cache_gb": 24} | flags
+             "kv_cache_gb": 24} | flags | ({"engine": "vllm", "tp_size": args.tp_size} if args.tp_size > 1 else {})
     return ["deepspeed", *devices, f"training/{script}.py", *(word for name, value in flags.items()
                                                              for word in (f"--{name}", str(value)))]
 

@@ -334,6 +334,11 @@ def test_other_data_has_long_prompts_and_five_epochs(run_py, tmp_path, data):
     assert "--group_size 8" in run_py("--algo uft --data math --model m --n_rollout 8")[1][0]
 
 
+def test_gpus_that_share_an_engine_take_vllm(run_py):
+    _, [line], _, _ = run_py("--algo uft --data countdown --model m --n_gpu 4 --tp_size 2")
+    assert "--engine vllm --tp_size 2" in line and "--num_gpus 4" in line
+
+
 @pytest.mark.parametrize("algo", ["sft", "uft", "sft_rft"])
 def test_eval_evaluates_the_latest_checkpoint_or_the_model_and_tells_which(run_py, tmp_path, algo):
     line = f"--algo {algo} --data countdown --model m --eval"
@@ -350,7 +355,8 @@ def test_eval_evaluates_the_latest_checkpoint_or_the_model_and_tells_which(run_p
 
 
 @pytest.mark.parametrize(("changes", "rule"), [
-    ("--tp_size 2", "flag --tp_size 2: must be 1, no engine here has tensor parallelism"),
+    ("--tp_size 3", "flag --tp_size 3: must divide --n_gpu 2"),
+    ("--tp_size 0", "flag --tp_size 0: must divide --n_gpu 2"),
     ("--visible-devices 0,1,2", "flag --visible-devices 0,1,2: must name --n_gpu 2 devices"),
     ("--n_gpu 0", "flag --n_gpu 0: must be at least 1"),
     ("--data nowhere", "flag --data nowhere: must be countdown, math, logic, or a folder"),

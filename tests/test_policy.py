@@ -70,7 +70,7 @@ def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chu
 
 def test_a_cpu_takes_chunks_that_fit_its_cache_but_no_thin_ones():
     assert chunk_size(2**10, on_cpu=True) == 2**10 and chunk_size(2**10, on_cpu=False) == 2**16
-    assert chunk_size(2**17, on_cpu=True) == 64 and chunk_size(2**17, on_cpu=False) == 512
+    assert chunk_size(2**17, on_cpu=True) == 128 and chunk_size(2**17, on_cpu=False) == 512
     assert chunk_size(2**22, on_cpu=True) == 16 and chunk_size(2**30, on_cpu=True) == 1
 
 

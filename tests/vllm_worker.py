@@ -138,7 +138,10 @@ def run(case: Case, folder: Path) -> dict:
 
 def main() -> None:
     distributed.init(timeout_minutes=2)
+    from inference import vllm_engine  # test_vllm_engine.py imports this file where vLLM is missing too
+
     zero.GATHER_BUCKET = 4_000  # weights: several buckets, cut anywhere
+    vllm_engine.BATCHED_TOKENS = 0  # no more than the longest sequence at once: prompts wait for each other
     folder = Path(sys.argv[-1])
     for case in CASES:
         measured = run(case, folder / case.name)

@@ -14,9 +14,9 @@ CACHE_LOGITS = 2**20  # of a chunk on a CPU, where several passes over them shou
 
 
 def chunk_size(vocab_size: int, on_cpu: bool) -> int:
-    """Rows of a chunk. A matrix product of few rows is slow, so a CPU takes no fewer than 64 for its cache's sake."""
+    """Rows of a chunk. A matrix product of few rows is slow, so a CPU takes no fewer than 128 for its cache's sake."""
     most = max(1, CHUNK_LOGITS // vocab_size)
-    return min(most, max(64, CACHE_LOGITS // vocab_size)) if on_cpu else most
+    return min(most, max(128, CACHE_LOGITS // vocab_size)) if on_cpu else most
 
 
 def log_probabilities(states: Tensor, weight: Tensor, temperature: float) -> Tensor:

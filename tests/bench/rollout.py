@@ -1,23 +1,32 @@
-"""Tokens per second of the torch engine against transformers' generate: same model, prompts, samples and lengths.
+"""Tokens per second of the engines and of transformers' generate: same model, prompts, samples and lengths.
 
-    python -m tests.bench.rollout --model runs/quickstart/base --data runs/quickstart/data
+    python -m tests.bench.rollout                            # 4.9 M parameters at random, 64 prompts of 140 tokens
+    python -m tests.bench.rollout --who torch vllm generate --samples 1 4 8 16 --tokens 32 128 512
+    python -m tests.bench.rollout --model runs/quickstart/base --data runs/quickstart/data --ends
 
-Sampling at temperature 1; the two alternate, and the median of the runs counts. Once with the end of sequence switched
-off, so that both make exactly prompts x samples x tokens, and once as in training, where responses end when they do:
-tokens up to the end count. Run it with nothing else on the machine.
+Sampling at temperature 1; all take turns, and the median of the runs counts. The end of sequence is switched off, so
+that all make exactly prompts x samples x tokens; with --ends responses end when they do, as in training, and tokens up
+to the end count. vLLM is what --engine vllm starts. Run it with nothing else on the machine.
 """
 
 import json
+import os
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 from transformers import AutoTokenizer
 
-from inference.torch_engine import TorchEngine
+from inference.hybrid_engine import load_engine
+from tests.bench.workload import make_model, make_problems
+from utils import distributed
 from utils.data import load_problems
 from utils.hints import build_prompt
 from utils.zero import load_model, resolve_dtype
@@ -25,54 +34,83 @@ from utils.zero import load_model, resolve_dtype
 
 @dataclass
 class Args:
-    model: str  # local folder or Hugging Face name
-    data: str  # folder with train.parquet, or a built-in task
+    model: str = ""  # folder or Hugging Face name; left out: random weights, 4.9 M parameters
+    data: str = ""  # folder with train.parquet, or a built-in task; left out: random prompts of about 140 tokens
+    who: tuple[Literal["torch", "vllm", "generate"], ...] = ("torch", "generate")  # the first is compared with the rest
     prompts: int = 64  # different prompts
     samples: tuple[int, ...] = (1, 4, 8)  # samples per prompt
-    tokens: int = 64  # tokens per sample
+    tokens: tuple[int, ...] = (64,)  # tokens per sample
+    ends: bool = False  # responses end at the end of sequence
     repeats: int = 5  # runs of each; the median counts
-    threads: int = 0  # CPU threads; 0 leaves torch's choice
+    threads: int = 2  # CPU threads
+    kv_cache_gb: float = 4.0  # of the engines
+    output: str = ""  # JSON
 
 
 def main(args: Args) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
-    model = load_model(args.model, resolve_dtype("auto", device)).eval().to(device)
-    prompts = [build_prompt(p, tokenizer, 10_000, True) for p in load_problems(args.data, "train")[: args.prompts]]
-    batch = tokenizer.pad({"input_ids": [p.prompt_ids for p in prompts]}, return_tensors="pt").to(device)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    torch.set_num_threads(args.threads)
+    device = distributed.init()
+    dtype = resolve_dtype("auto", device)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        name = args.model or str(make_model(Path(folder, "model")))
+        data = args.data or str(make_problems(Path(folder, "data")))
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        prompts = [build_prompt(p, tokenizer, 10_000, True) for p in load_problems(data, "train")[: args.prompts]]
+        longest = max(len(prompt.prompt_ids) for prompt in prompts) + max(args.tokens)
+        ends = [tokenizer.eos_token_id] if args.ends else []
 
-    def ours(samples: int, ends: list[int]) -> int:
-        engine = TorchEngine(model, ends, kv_cache_gb=8)
-        groups = engine.generate(prompts, samples, args.tokens, 1.0)
-        return sum(len(rollout.response_ids) for group in groups for rollout in group)
+        def from_engine(engine_name: str) -> Callable[[int, int], int]:
+            engine = load_engine(engine_name, name, tokenizer, dtype, device, max_length=longest, tp_size=1,
+                                 kv_cache_gb=args.kv_cache_gb, memory_fraction=0.3)
+            engine.eos_ids = torch.tensor(ends, dtype=torch.long, device=device) if engine_name == "torch" else ends
 
-    @torch.no_grad()
-    def theirs(samples: int, ends: list[int]) -> int:
-        model.generation_config.eos_token_id = ends or None
-        output = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                max_new_tokens=args.tokens, num_return_sequences=samples,
-                                pad_token_id=tokenizer.pad_token_id)
-        new = output[:, batch["input_ids"].shape[1] :]
-        return int((new != tokenizer.pad_token_id).sum()) if ends else new.numel()
+            def run(samples: int, tokens: int) -> int:
+                if engine_name == "vllm":
+                    engine.llm.reset_prefix_cache()  # as at every sync
+                groups = engine.generate(prompts, samples, tokens, 1.0)
+                return sum(len(rollout.response_ids) for group in groups for rollout in group)
 
-    print(f"{args.prompts} prompts x n samples x {args.tokens} tokens, {device}, {torch.get_num_threads()} threads")
-    for samples, ends in product(args.samples, ([], [tokenizer.eos_token_id])):
-        rates: dict[str, list[float]] = {"ours": [], "generate": []}
-        for repeat in range(args.repeats + 1):  # the first of each warms up
-            for name, run in (("ours", ours), ("generate", theirs)):
-                start = time.perf_counter()
-                num_tokens = run(samples, ends)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                assert ends or num_tokens == args.prompts * samples * args.tokens
-                if repeat:
-                    rates[name].append(num_tokens / (time.perf_counter() - start))
-        medians = {name: statistics.median(values) for name, values in rates.items()}
-        print(json.dumps({"samples": samples, "ends": bool(ends), "torch engine tokens/s": round(medians["ours"]),
-                          "generate tokens/s": round(medians["generate"]),
-                          "ratio": round(medians["ours"] / medians["generate"], 2)}))
+            return run
+
+        def from_generate() -> Callable[[int, int], int]:
+            model = load_model(name, dtype).eval().to(device)
+            model.generation_config.eos_token_id = ends or None
+            batch = tokenizer.pad({"input_ids": [p.prompt_ids for p in prompts]}, return_tensors="pt").to(device)
+
+            @torch.no_grad()
+            def run(samples: int, tokens: int) -> int:
+                output = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                                        max_new_tokens=tokens, num_return_sequences=samples,
+                                        pad_token_id=tokenizer.pad_token_id)
+                new = output[:, batch["input_ids"].shape[1] :]
+                return int((new != tokenizer.pad_token_id).sum()) if args.ends else new.numel()
+
+            return run
+
+        runs = {who: from_generate() if who == "generate" else from_engine(who) for who in args.who}
+        for samples, tokens in product(args.samples, args.tokens):
+            rates: dict[str, list[float]] = {who: [] for who in runs}
+            for repeat in range(args.repeats + 1):  # the first of each warms up
+                for who, run in runs.items():
+                    start = time.perf_counter()
+                    num_tokens = run(samples, tokens)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()
+                    assert args.ends or num_tokens == args.prompts * samples * tokens
+                    if repeat:
+                        rates[who].append(num_tokens / (time.perf_counter() - start))
+            medians = {who: statistics.median(values) for who, values in rates.items()}
+            first = medians[args.who[0]]
+            results.append({"samples": samples, "tokens": tokens,
+                            **{f"{who} tokens/s": round(rate) for who, rate in medians.items()},
+                            **{f"ratio to {who}": round(first / rate, 2) for who, rate in medians.items()
+                               if who != args.who[0]}})
+            print(json.dumps(results[-1]), flush=True)
+    if args.output:
+        Path(args.output).write_text(json.dumps(results, indent=1))
+    os._exit(0)  # vLLM's threads do not end by themselves
 
 
 if __name__ == "__main__":
