@@ -112,6 +112,8 @@ def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
     group_size = settings.get("group_size", 0)
     in_a_row = group_size if settings.get("share_prefix", True) else 1  # responses
     row_length = lengths["max_prompt_length"] + in_a_row * lengths["max_response_length"]
+    of_vllm = {"  vLLM": f"{settings['engine_memory_fraction']:.0%} of each GPU, instead of the replica and of what "
+                         "generating takes here"} if inputs.engine == "vllm" else {}
     names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
              "max_tokens_per_micro_batch")
     return memory_facts(inputs.shape, Run(
@@ -119,7 +121,7 @@ def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
         group_size=group_size, row_length=row_length if group_size else settings["max_length"],
         rows_per_prompt=group_size // in_a_row if group_size else 1, test_problems=len(inputs.test_problems),
         **lengths, **{name: settings[name] for name in names},
-    ))
+    )) | of_vllm
 
 
 def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:

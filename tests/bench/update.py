@@ -1,0 +1,178 @@
+"""The update phase, forward and backward of a mini-batch: tokens per second, share of the matrix limit, memory.
+
+    python -m tests.bench.update                                # 4.9 M parameters, 64 prompts of 140 tokens, 4 x 64
+    python -m tests.bench.update --vocab_sizes 512 32768 152064 --groups 16     # peak memory too
+
+padded   rows of prompt + response padded on the right, logits of every token by the model's own head
+packed   our packing without sharing: a prompt once per response
+shared   our packing as the scripts use it: a prompt once per group
+
+FLOPs are those that PyTorch's counter sees (matrix products and attention; a masked pair of tokens counts), divided by
+the time and by the rate of a large square matrix product on the same threads. Memory is the growth of the process's peak
+over what it held before, weights and gradients not counted; each vocabulary size is a process of its own.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from inference.hybrid_engine import Rollout
+from tests.bench.workload import make_model
+from utils.data import Problem
+from utils.hints import Prompt
+from utils.packing import pack
+from utils.policy import Policy
+from utils.zero import Scorer, load_model, resolve_dtype
+
+
+@dataclass
+class Args:
+    vocab_sizes: tuple[int, ...] = (2_048,)  # of the model
+    groups: int = 64  # prompts
+    group_size: int = 4  # responses a prompt
+    prompt_length: int = 140  # tokens, give or take a tenth
+    response_length: int = 64  # tokens, at most; at least half
+    hidden_size: int = 256  # of the model
+    num_layers: int = 6  # of the model
+    max_tokens: int = 16_384  # of a micro-batch
+    repeats: int = 5  # the median counts
+    threads: int = 2  # CPU threads
+    alone: bool = False  # this process measures one vocabulary size
+
+
+def make_groups(args: Args) -> list[list[Rollout]]:
+    random = np.random.default_rng(0)
+
+    def ids(low: float, high: float) -> list[int]:
+        return random.integers(2, 500, int(random.integers(round(low), round(high) + 1))).tolist()
+
+    problem = Problem(0, "countdown", "", (), "", {})
+    groups = []
+    for _ in range(args.groups):
+        prompt = Prompt(problem, ids(0.9 * args.prompt_length, 1.1 * args.prompt_length), [], 0)
+        responses = [ids(args.response_length / 2, args.response_length) for _ in range(args.group_size)]
+        groups.append([Rollout(prompt, one, [0.0] * len(one), "length") for one in responses])
+    return groups
+
+
+def matrix_limit(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        left @ right
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def padded_loss(model, rows: list[Rollout], device: torch.device) -> Tensor:
+    """Log-probabilities and entropies of the responses from the full logits, as most trainers compute them."""
+    texts = [row.prompt.prompt_ids + row.response_ids for row in rows]
+    width = max(map(len, texts))
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
+    logps = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    scored = torch.tensor([[len(row.prompt.prompt_ids) <= column + 1 < len(text) for column in range(width - 1)]
+                           for row, text in zip(rows, texts, strict=True)], device=device)
+    logprobs = logps.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    entropies = -(logps.exp() * logps).sum(-1)
+    return torch.where(scored, logprobs - 0.001 * entropies, 0.0).sum()
+
+
+def measure(args: Args, vocab_size: int) -> dict:
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype("auto", device)
+    with tempfile.TemporaryDirectory() as folder:
+        name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
+        model = load_model(str(name), dtype).to(device)
+    groups = make_groups(args)
+    scorer = Scorer(policy := Policy(model), policy, 1.0)
+    num_scored = sum(len(one.response_ids) for group in groups for one in group)
+    rows = sorted((one for group in groups for one in group), key=lambda one: len(one.prompt.prompt_ids) + len(
+        one.response_ids), reverse=True)
+    per_batch = max(1, args.max_tokens // (len(rows[0].prompt.prompt_ids) + len(rows[0].response_ids)))
+
+    def losses(how: str):
+        if how == "padded":
+            for start in range(0, len(rows), per_batch):
+                yield padded_loss(model, rows[start : start + per_batch], device)
+        else:
+            advantages = [[1.0] * args.group_size] * len(groups)
+            for micro_batch in pack(groups, advantages, args.max_tokens, device, share_prefix=how == "shared"):
+                logprobs, entropies = scorer(micro_batch)
+                yield (logprobs - 0.001 * entropies).sum()
+
+    def run(how: str) -> float:
+        start = time.perf_counter()
+        for loss in losses(how):
+            loss.backward()
+        wait(device)
+        return time.perf_counter() - start
+
+    def peak() -> float:
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB
+
+    result = {"vocabulary": vocab_size, "parameters": model.num_parameters(), "scored tokens": num_scored}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = peak()
+    seconds: dict[str, list[float]] = {"shared": [run("shared")]}  # first: its peak is its own
+    weights = result["parameters"] * dtype.itemsize
+    result["peak MiB"] = {"weights": round(weights / 2**20), "shared": round(peak() - before)}
+    seconds |= {how: [run(how)] for how in ("packed", "padded")}
+    for _ in range(args.repeats):
+        for how in seconds:
+            seconds[how].append(run(how))
+    limit = matrix_limit(device, dtype)
+    result["matrix limit GFLOP/s"] = round(limit / 1e9, 1)
+    for how, values in seconds.items():
+        with FlopCounterMode(display=False) as counter:
+            run(how)
+        spent = median(values[1:])
+        result[how] = {"seconds": round(spent, 3), "scored tokens/s": round(num_scored / spent),
+                       "GFLOP": round(counter.get_total_flops() / 1e9, 1),
+                       "of the limit": round(counter.get_total_flops() / spent / limit, 2)}
+    result["padded / shared"] = round(result["padded"]["seconds"] / result["shared"]["seconds"], 2)
+    return result
+
+
+def main(args: Args) -> None:
+    if args.alone:
+        print(json.dumps(measure(args, args.vocab_sizes[0])), flush=True)
+        return
+    for vocab_size in args.vocab_sizes:
+        words = ["--alone", "--vocab_sizes", str(vocab_size)] + [
+            word for name in ("groups", "group_size", "prompt_length", "response_length", "hidden_size", "num_layers",
+                              "max_tokens", "repeats", "threads") for word in (f"--{name}", str(vars(args)[name]))]
+        command = [sys.executable, "-m", "tests.bench.update", *words]
+        own = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        print(subprocess.run(command, env=own, capture_output=True, text=True, check=True).stdout.splitlines()[-1],
+              flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)))
