@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -27,18 +28,22 @@ def to_words(flags: dict) -> list[str]:
     return words
 
 
-def launch(script: str, flags: dict, num_processes: int, **variables: str) -> subprocess.CompletedProcess:
+def launch(
+    script: str, flags: dict, num_processes: int, interrupt: tuple[Path, str] | None = None, **variables: str
+) -> subprocess.CompletedProcess:
     """The script under the real `deepspeed` launcher on `num_processes` processes of this machine."""
-    return launch_words(script, to_words(flags), num_processes, **variables)
+    return launch_words(script, to_words(flags), num_processes, interrupt, **variables)
 
 
-def launch_words(script: str, words: list[str], num_processes: int, **variables: str) -> subprocess.CompletedProcess:
+def launch_words(
+    script: str, words: list[str], num_processes: int, interrupt: tuple[Path, str] | None = None, **variables: str
+) -> subprocess.CompletedProcess:
     """The same with the words of the command line as they are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
-    return run(command + words, **variables)
+    return run(command + words, interrupt, **variables)
 
 
 def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedProcess:
@@ -46,8 +51,11 @@ def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedPro
     return run([sys.executable, script, *to_words(flags)], **variables)
 
 
-def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
+def run(
+    command: list[str], interrupt: tuple[Path, str] | None = None, **variables: str
+) -> subprocess.CompletedProcess:
     """The command from the repository root. On a timeout all its processes are killed, and the output is shown.
+    `interrupt` = (file, text): SIGTERM goes to the last process started, as soon as the file has the text.
 
     The result carries `mark`, for `survivors`.
     """
@@ -58,6 +66,9 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
+        if interrupt is not None:
+            wait_for(*interrupt)
+            os.kill(max(marked(mark)), signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -68,16 +79,28 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
     return result
 
 
-def survivors(result: subprocess.CompletedProcess) -> list[str]:
-    """Command lines of the processes of a launch that still live (Linux)."""
-    found = []
+def wait_for(file: Path, text: str) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not (file.is_file() and text in file.read_text()):
+        assert time.monotonic() < end, f"{file} does not get {text}"
+        time.sleep(0.02)
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Number and command line of the processes of a launch that live (Linux)."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={result.mark}".encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:  # ended meanwhile, or another user's
             continue
     return found
+
+
+def survivors(result: subprocess.CompletedProcess) -> list[str]:
+    """Command lines of the processes of a launch that still live."""
+    return list(marked(result.mark).values())
 
 
 def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

@@ -1,5 +1,6 @@
 """The scripts as users start them, on a tiny model: what a run writes, and what its numbers must not depend on."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.launching import evaluation_lines, launch, start, succeed, training_lines
+from tests.launching import evaluation_lines, launch, start, succeed, survivors, training_lines
 from training import r3, stage, uft
+from utils import distributed
 from utils.data import load_problems, problems_of_step
 from utils.hints import encode
 
@@ -198,6 +200,7 @@ def test_killed_and_resumed_run_goes_on_exactly(tmp_path, uft_run, uft_flags):
     shutil.copytree(uft_run, resumed)
     checkpoints = resumed / "checkpoints"
     (checkpoints / "step_4").rename(checkpoints / ".step_4.partial")
+    (checkpoints / ".step_3.partial").mkdir()  # of an earlier attempt
     shutil.rmtree(checkpoints / ".step_4.partial" / "hf")
     (checkpoints / "latest").write_text("step_2\n")
     lines = (uft_run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -213,6 +216,36 @@ def test_killed_and_resumed_run_goes_on_exactly(tmp_path, uft_run, uft_flags):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     samples = [(one["step"], one["kind"]) for one in map(json.loads, (resumed / "samples.jsonl").open())]
     assert len(samples) == len(set(samples))
+
+
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path, uft_run, uft_flags):
+    """SIGTERM to one of the two processes, once step 1 is logged. With 1 checkpoint kept."""
+    flags = uft_flags | {"zero_stage": 3, "save_every": 9, "keep_last": 1, "output_dir": tmp_path / "run"}
+    result = launch("training/uft.py", flags, 2, interrupt=(tmp_path / "run" / "metrics.jsonl", '"loss"'))
+    assert "SIGTERM: finishing the step" in result.stderr and "saved; go on with --resume" in succeed(result).stdout
+    [before] = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")]
+    assert before in ("step_1", "step_2", "step_3") and survivors(result) == []
+    refused = launch("training/uft.py", flags | {"resume": True, "lr": 1e-4}, 2)
+    assert refused.returncode != 0 and "--lr was 0.001 and is 0.0001" in refused.stderr
+    succeed(launch("training/uft.py", flags | {"resume": True}, 2))
+    resumed = [without_times(line) for line in training_lines(tmp_path / "run")]
+    assert resumed == [without_times(line) for line in training_lines(uft_run)]
+    assert evaluation_lines(tmp_path / "run") == evaluation_lines(uft_run)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_4"]
+
+
+def test_what_a_killed_process_left_locked_does_not_keep_the_next_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "some_op" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with (tmp_path / ".in_use").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        distributed._forget_abandoned_locks()
+        assert lock.exists()  # the other may be building
+    distributed._in_use.pop().close()
+    distributed._forget_abandoned_locks()
+    assert not lock.exists()
 
 
 # ----- checkpoints and eval.py -----

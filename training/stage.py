@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import build_engine
-from utils import checkpoint, distributed
-from utils.checks import check_numbers, check_output_dir, launch, require
+from utils import checkpoint, distributed, interruption
+from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir, require
 from utils.data import Problem, best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.hints import build_prompt, solution_slices
@@ -47,7 +47,11 @@ class Args:
     eval_every: int = 25  # steps between evaluations (greedy); also before the first and after the last step
     eval_problems: int = 0  # test problems per evaluation; 0 is all
     save_every: int = 100  # steps between checkpoints; also after the last step
+    keep_last: int = 0  # checkpoints that are kept, the newest; 0 is all
+    keep_every: int = 0  # checkpoints at multiples of this step are kept too; 0 is none
     resume: bool = False  # go on from the latest checkpoint in output_dir
+    resume_step: int = 0  # with resume: the checkpoint to go on from; 0 is the latest
+    allow_changes: bool = False  # with resume: settings and data may differ from the checkpoint's
     overwrite: bool = False  # replace the run in output_dir
     prompts_per_step: int = 256  # prompts, over all processes
     group_size: int = 4  # responses per prompt
@@ -112,13 +116,16 @@ def main(args: Args) -> None:
         args, positive=("total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
                         "kv_cache_gb", "timeout_minutes", "max_logprob_mismatch", "max_engine_ratio",
                         "engine_memory_fraction"),
-        not_negative=("seed", "kl_coef", "entropy_coef", "weight_decay"), below_one=("beta1", "beta2"),
-        fractions=("engine_memory_fraction",),
+        not_negative=("seed", "keep_last", "keep_every", "resume_step", "kl_coef", "entropy_coef", "weight_decay"),
+        below_one=("beta1", "beta2"), fractions=("engine_memory_fraction",),
     )
     check_numbers(args, positive=("hint_slices_max",), not_negative=("sft_coef",))
     require(args.hint_steps > args.hint_slices_max, "--hint_steps", args.hint_steps,
             f"must exceed --hint_slices_max {args.hint_slices_max}: each stage has at least one step")
-    check_output_dir(args.output_dir, args.resume, args.overwrite, args.total_steps)
+    check_output_dir(args.output_dir, args.resume, args.overwrite)
+    run = checkpoint.describe_run(vars(args), inputs.problems, inputs.test_problems)
+    start, changes = checkpoint.find(args.output_dir, args.resume, args.resume_step, args.total_steps, run,
+                                     args.allow_changes)
     num_updates = args.prompts_per_step // args.mini_batch_prompts
     if args.check:
         print_plan(Path(__file__).stem, inputs, {
@@ -131,6 +138,7 @@ def main(args: Args) -> None:
         })
         return
 
+    lock_output_dir(args.output_dir)
     device = distributed.init(args.timeout_minutes)
     dtype = resolve_dtype(args.dtype, device)
     actor = Actor(
@@ -149,11 +157,16 @@ def main(args: Args) -> None:
     )
     if args.overwrite:
         checkpoint.clear(args.output_dir)
-    start = checkpoint.load_latest(args.output_dir, actor) if args.resume else 0
+    if args.resume:
+        checkpoint.load(args.output_dir, start, actor)
     logger = Logger(args.output_dir, args, distributed.is_main(), args.total_steps, start if args.resume else None)
 
+    if changes:
+        logger.print("resumed with --allow_changes: " + "; ".join(changes))
+
+    interruption.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
-        is_end = done == args.total_steps
+        is_end, is_interrupted = done == args.total_steps, interruption.requested()
 
         # 0. evaluate and save
         if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
@@ -162,9 +175,9 @@ def main(args: Args) -> None:
                                  args.max_response_length, args.bos)
             logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
             logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
-        if done > start and (done % args.save_every == 0 or is_end):
-            checkpoint.save(args.output_dir, done, actor, tokenizer)
-        if is_end:
+        if done > start and (done % args.save_every == 0 or is_end or is_interrupted):
+            checkpoint.save(args.output_dir, done, actor, tokenizer, run, args.keep_last, args.keep_every)
+        if is_end or is_interrupted:
             break
         step, watch = done + 1, Stopwatch()
 
@@ -233,7 +246,9 @@ def main(args: Args) -> None:
             logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], tokenizer), kind="training")
 
     logger.close()
-    if distributed.is_main():
+    if distributed.is_main() and not is_end:
+        print(f"interrupted after step {done}, saved; go on with --resume", flush=True)
+    elif distributed.is_main():
         table = closing_table(args.output_dir, best_constant_answer(inputs.test_problems))
         print(f"curves: {plot_curves(args.output_dir)}\n\n{table}", flush=True)
     distributed.shutdown()

@@ -1,26 +1,153 @@
-"""Checkpoints: `<output_dir>/checkpoints/step_N/` with `hf/` (for transformers and vLLM) and `state/` (for resuming).
+"""Checkpoints: `<output_dir>/checkpoints/step_N/` with `hf/` (for transformers and vLLM), `state/` (for resuming) and
+`manifest.json`: the run it belongs to, and size and hash of every file.
 
-A checkpoint is written under a temporary name and renamed when it is whole; `latest` names it after that. Whatever
-moment a run is killed at, `latest` names a whole checkpoint.
+A checkpoint is written under a temporary name, forced to the disk and renamed when it is whole; `latest` names it after
+that. Whatever moment a run is killed at, `latest` names a whole checkpoint. What is damaged later is found by the
+manifest, before anything is loaded.
 """
 
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from utils import distributed
+from utils.checks import is_first_process, require, world_size
+from utils.data import Problem, fingerprint
+from utils.logger import plain
 from utils.zero import Actor
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png")
+FREE = {  # settings that no number depends on: they may differ when a run is resumed
+    "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
+    "save_every", "keep_last", "keep_every",
+}  # fmt: skip
 
-def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write checkpoint `step`. All ranks call together."""
+# ----- which run -----
+
+
+def describe_run(
+    settings: Mapping[str, Any], problems: Sequence[Problem], test_problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that wrote the checkpoint."""
+    return {
+        "settings": plain({name: value for name, value in settings.items() if name not in FREE}),
+        "data": {"train": fingerprint(list(problems)), "test": fingerprint(list(test_problems))},
+        "processes": world_size(),
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what two descriptions of a run do not share."""
+
+    def flat(run: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {f"--{name}": value for name, value in run["settings"].items()}
+        data = {f"{split} problems (fingerprint)": value for split, value in run["data"].items()}
+        return settings | data | {"processes": run["processes"]}
+
+    old, new = flat(before), flat(now)
+    return [f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def find(
+    output_dir: str, resume: bool, resume_step: int, total_steps: int, run: Mapping[str, Any], allow_changes: bool
+) -> tuple[int, list[str]]:
+    """The step of the checkpoint to resume (`resume_step`, or the latest where that is 0), and in words what has
+    changed since; step 0 without `resume`. Its files are checked against the manifest, in the first process.
+
+    Raises:
+        BadInput: there is none, it is damaged, or it belongs to another run.
+    """
+    if not resume:
+        require(not resume_step, "--resume_step", resume_step, "needs --resume")
+        require(not allow_changes, "--allow_changes", allow_changes, "needs --resume")
+        return 0, []
+    folder = Path(output_dir) / "checkpoints"
+    latest = folder / "latest"
+    if not resume_step:
+        require(latest.is_file(), "--resume", output_dir, f"there is no checkpoint to resume ({latest} is missing)"
+                + offer(folder))
+    name = f"step_{resume_step}" if resume_step else latest.read_text().strip()
+    step = int(name.removeprefix("step_"))
+    require(step <= total_steps, "--total_steps", total_steps, f"the checkpoint to resume is at step {step}")
+    problem = damage(folder / name, with_hashes=is_first_process())
+    require(problem is None, "--resume", folder / name, f"{problem}{offer(folder, besides=name)}")
+    before = json.loads((folder / name / "manifest.json").read_text())["run"]
+    for what, old, new in (("processes", before["processes"], run["processes"]),
+                           ("--zero_stage", before["settings"]["zero_stage"], run["settings"]["zero_stage"])):
+        require(old == new, "--resume", folder / name,
+                f"was written with {what} {old}, and this run has {new}: its optimiser states are cut for that. Resume "
+                f"with the same, or start a new run with --model {folder / name / 'hf'}")
+    changes = differences(before, run)
+    require(allow_changes or not changes, "--resume", folder / name,
+            "the run that wrote it had other settings or data: " + "; ".join(changes)
+            + ". Resume with the same, or give --allow_changes")
+    return step, changes
+
+
+def offer(folder: Path, besides: str = "") -> str:
+    """The newest checkpoint whose files have the sizes of its manifest, as an offer; nothing where there is none."""
+    steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_[0-9]*")), reverse=True)
+    whole = (step for step in steps if f"step_{step}" != besides
+             and damage(folder / f"step_{step}", with_hashes=False) is None)
+    step = next(whole, None)
+    return "" if step is None else f"; the newest other one is step_{step}, resume it with --resume_step {step}"
+
+
+# ----- what is in a checkpoint -----
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+
+
+def hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, with_hashes: bool) -> str | None:
+    """What is wrong with the checkpoint in `folder`, in words; None where its files are those of its manifest."""
+    if not folder.is_dir():
+        return "there is no such checkpoint"
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "manifest.json is missing or damaged"
+    for name, (size, digest) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, and had {size}"
+        if with_hashes and hash_of(path) != digest:
+            return f"{name} is not what was written (its hash differs)"
+    return None
+
+
+def force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase, run: Mapping[str, Any],
+         keep_last: int, keep_every: int) -> None:  # fmt: skip
+    """Write checkpoint `step` of the run that `describe_run` describes; then drop the older ones but the `keep_last`
+    newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks call together."""
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
     if distributed.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
+        for abandoned in folder.glob(".step_*.partial"):
+            shutil.rmtree(abandoned)
         partial.mkdir(parents=True)
     distributed.barrier()
     actor.save(partial / "state")
@@ -33,21 +160,42 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
         tokenizer.save_pretrained(partial / "hf")
     distributed.barrier()
     if distributed.is_main():
+        files = {str(path.relative_to(partial)): [path.stat().st_size, hash_of(path)] for path in files_in(partial)}
+        (partial / "manifest.json").write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1) + "\n")
+        for path in (*partial.rglob("*"), partial):
+            force_to_disk(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        name = folder / ".latest.partial"
-        name.write_text(f"step_{step}\n")
-        os.replace(name, folder / "latest")
+        write_latest(folder, step)
+        for old in superfluous(folder, keep_last, keep_every):
+            gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
+            shutil.rmtree(gone)
     distributed.barrier()
 
-def load_latest(output_dir: str, actor: Actor) -> int:
-    """Restore the newest checkpoint into `actor`; returns its step. `check_output_dir` has seen that there is one."""
-    folder = Path(output_dir) / "checkpoints"
-    name = (folder / "latest").read_text().strip()
-    actor.load(folder / name / "state")
+
+def write_latest(folder: Path, step: int) -> None:
+    name = folder / ".latest.partial"
+    name.write_text(f"step_{step}\n")
+    force_to_disk(name)
+    os.replace(name, folder / "latest")
+    force_to_disk(folder)
+
+
+def superfluous(folder: Path, keep_last: int, keep_every: int) -> list[Path]:
+    """The checkpoints that are neither among the `keep_last` newest nor at a multiple of `keep_every`."""
+    steps = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_[0-9]*"))
+    old = steps[:-keep_last] if keep_last else []
+    return [folder / f"step_{step}" for step in old if not (keep_every and step % keep_every == 0)]
+
+
+def load(output_dir: str, step: int, actor: Actor) -> None:
+    """Restore checkpoint `step` into `actor`; `find` has seen that it is whole."""
+    folder = Path(output_dir) / "checkpoints" / f"step_{step}"
+    actor.load(folder / "state")
     if distributed.is_main():
-        print(f"resumed from {folder / name}: weights, optimiser states and step", flush=True)
-    return int(name.removeprefix("step_"))
+        write_latest(folder.parent, step)  # later ones, if any, are of a past that is now another
+        print(f"resumed from {folder}: weights, optimiser states and step", flush=True)
+
 
 def clear(output_dir: str) -> None:
     """Remove what an earlier run left in `output_dir` (its known files only)."""
@@ -59,4 +207,3 @@ def clear(output_dir: str) -> None:
                 path.unlink()
         shutil.rmtree(Path(output_dir) / "checkpoints", ignore_errors=True)
     distributed.barrier()
-

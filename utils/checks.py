@@ -1,13 +1,18 @@
 """Bad input is found before any model loads, and told in one line: the flag, the value, the rule."""
 
+import fcntl
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import tyro
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+LOCK = ".lock"  # file in an output folder that a run holds locked
 
 
 class BadInput(Exception):
@@ -84,24 +89,40 @@ def check_numbers(
             require(holds(value), f"--{name}", value, rule)
 
 
-def check_output_dir(output_dir: str, resume: bool, overwrite: bool, total_steps: int = 0) -> None:
-    """An output folder holds one run: a new one, or one resumed (up to `total_steps`) or overwritten by request.
+def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
+    """An output folder holds one run: a new one, or one resumed or overwritten by request.
 
     Raises:
-        BadInput: the folder has content and neither flag is given, both are, or there is nothing to resume or nothing
-            left to do.
+        BadInput: the folder has content and neither flag is given, both are, or it is no folder.
     """
     folder = Path(output_dir)
     require(not (resume and overwrite), "--resume", resume, "cannot be combined with --overwrite")
     require(not folder.exists() or folder.is_dir(), "--output_dir", output_dir, "is a file, not a folder")
-    if resume:
-        latest = folder / "checkpoints" / "latest"
-        require(latest.is_file(), "--resume", output_dir, f"there is no checkpoint to resume ({latest} is missing)")
-        step = int(latest.read_text().strip().removeprefix("step_"))
-        require(step <= total_steps, "--total_steps", total_steps, f"the checkpoint to resume is at step {step}")
-    elif folder.exists() and any(folder.iterdir()) and not overwrite:
+    is_used = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+    if is_used and not resume and not overwrite:
         raise BadInput(f"flag --output_dir {output_dir}: is not empty; give --resume to go on with the run in it, "
                        "or --overwrite to replace it")
+
+
+_locks: list[TextIO] = []  # held until the process ends, however it ends
+
+
+def lock_output_dir(output_dir: str) -> None:
+    """Make the folder and take it for this run, in the first process. Raises BadInput where another run has it."""
+    if not is_first_process():
+        return
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    lock = (Path(output_dir) / LOCK).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise BadInput(f"flag --output_dir {output_dir}: another run is writing there, process {lock.read().strip()}"
+                       ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    _locks.append(lock)
 
 
 def load_tokenizer(model: str, may_be_unreachable: bool = False) -> PreTrainedTokenizerBase | None:

@@ -1,14 +1,19 @@
 """The processes of a run: who they are, and the few things they tell each other."""
 
+import contextlib
+import fcntl
 import os
 import socket
 import warnings
 from datetime import timedelta
+from pathlib import Path
+from typing import TextIO
 
 import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
+from torch.utils import cpp_extension
 
 
 def init(timeout_minutes: float = 30) -> torch.device:
@@ -33,10 +38,28 @@ def init(timeout_minutes: float = 30) -> torch.device:
         if "OMP_NUM_THREADS" not in os.environ:  # else the user has decided
             torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))))
     _quieten()
+    _forget_abandoned_locks()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         deepspeed.init_distributed(backend, timeout=timedelta(minutes=timeout_minutes), verbose=False)
     return device
+
+
+_in_use: list[TextIO] = []  # open as long as the process lives
+
+
+def _forget_abandoned_locks() -> None:
+    """PyTorch guards the building and loading of DeepSpeed's C++ ops by lock files, and waits for ever where a killed
+    process has left one. If no other process of ours is alive on this machine, whatever lies there is abandoned."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    in_use = (root / ".in_use").open("a")
+    with contextlib.suppress(OSError):  # another process is alive
+        fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for lock in root.glob("**/lock"):
+            lock.unlink(missing_ok=True)
+    fcntl.flock(in_use, fcntl.LOCK_SH)
+    _in_use.append(in_use)
 
 
 def _quieten() -> None:

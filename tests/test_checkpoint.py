@@ -1,0 +1,151 @@
+"""Checkpoints that are kept, found, refused: all that needs no model. tests/test_training.py resumes real runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.launching import ROOT
+from tests.models import make_problem
+from utils import checkpoint
+from utils.checkpoint import damage, describe_run, differences, files_in, find, hash_of, superfluous
+from utils.checks import BadInput, lock_output_dir
+
+WEIGHTS = "hf/model.safetensors"
+PROBLEMS = [make_problem(0), make_problem(1)]
+
+
+def run_of(problems=PROBLEMS, **settings):
+    return describe_run({"zero_stage": 3, "lr": 1e-5, "output_dir": "here"} | settings, problems, PROBLEMS)
+
+
+def write(folder, step, run=None):
+    """A checkpoint without a model in it."""
+    path = folder / "checkpoints" / f"step_{step}"
+    for name, text in (("state/ranks/0.pt", f"optimiser {step}"), ("hf/model.safetensors", f"weights {step}")):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    files = {str(file.relative_to(path)): [file.stat().st_size, hash_of(file)] for file in files_in(path)}
+    (path / "manifest.json").write_text(json.dumps({"step": step, "run": run or run_of(), "files": files}))
+    (folder / "checkpoints" / "latest").write_text(f"step_{step}\n")
+    return path
+
+
+def refused(tmp_path, *parts, resume_step=0, total_steps=9, run=None, allow_changes=False):
+    with pytest.raises(BadInput) as error:
+        find(str(tmp_path), True, resume_step, total_steps, run or run_of(), allow_changes)
+    for part in parts:
+        assert part in str(error.value)
+
+
+# ----- finding one -----
+
+
+def test_the_latest_is_resumed_or_the_one_that_is_named(tmp_path):
+    for step in (2, 4, 10):
+        write(tmp_path, step)
+    assert find(str(tmp_path), True, 0, 10, run_of(), False) == (10, [])
+    assert find(str(tmp_path), True, 4, 10, run_of(), False) == (4, [])
+    refused(tmp_path, "step_5: there is no such checkpoint; the newest other one is step_10", resume_step=5)
+    refused(tmp_path, "flag --total_steps 9: the checkpoint to resume is at step 10")
+
+
+def test_without_resume_a_run_starts_at_the_beginning(tmp_path):
+    write(tmp_path, 2)
+    assert find(str(tmp_path), False, 0, 9, run_of(), False) == (0, [])
+    for flag, resume_step, allow_changes in (("--resume_step 2", 2, False), ("--allow_changes True", 0, True)):
+        with pytest.raises(BadInput, match=f"^flag {flag}: needs --resume"):
+            find(str(tmp_path), False, resume_step, 9, run_of(), allow_changes)
+
+
+def test_without_latest_the_newest_whole_one_is_offered(tmp_path):
+    refused(tmp_path, "flag --resume", "there is no checkpoint to resume")
+    write(tmp_path, 2)
+    (write(tmp_path, 4) / "state" / "ranks" / "0.pt").unlink()
+    (tmp_path / "checkpoints" / "latest").unlink()
+    refused(tmp_path, "there is no checkpoint to resume",
+            "the newest other one is step_2, resume it with --resume_step 2")
+
+
+@pytest.mark.parametrize(("harm", "message"), [
+    (lambda path: (path / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
+    (lambda path: (path / WEIGHTS).write_text("weigh"), f"{WEIGHTS} has 5 bytes, and had 9"),
+    (lambda path: (path / WEIGHTS).write_text("weightz 4"), f"{WEIGHTS} is not what was written"),
+    (lambda path: shutil.rmtree(path / "state"), "state/ranks/0.pt is missing"),
+    (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing or damaged"),
+    (lambda path: (path / "manifest.json").write_text('{"step": 4, "fil'), "manifest.json is missing or damaged"),
+    (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is missing or damaged"),
+    (lambda path: shutil.rmtree(path), "there is no such checkpoint"),
+], ids=["no file", "truncated", "a bit flipped", "no state", "no manifest", "torn manifest", "another", "no folder"])
+def test_damage_is_found_and_the_previous_good_one_offered(tmp_path, harm, message):
+    write(tmp_path, 2)
+    harm(write(tmp_path, 4))
+    refused(tmp_path, "checkpoints/step_4: ", message, "; the newest other one is step_2")
+    assert find(str(tmp_path), True, 2, 9, run_of(), False) == (2, [])
+
+
+def test_hashes_are_read_by_the_first_process_only(tmp_path, monkeypatch):
+    path = write(tmp_path, 4)
+    (path / "hf" / "model.safetensors").write_text("weightz 4")
+    assert damage(path, with_hashes=False) is None
+    monkeypatch.setenv("RANK", "1")
+    assert find(str(tmp_path), True, 0, 9, run_of(), False) == (4, [])
+
+
+# ----- whose it is -----
+
+
+def test_other_settings_and_data_are_listed_and_refused_unless_allowed(tmp_path):
+    write(tmp_path, 4, run_of(old_flag=1))
+    run = run_of([make_problem(0), make_problem(2)], lr=1e-4, new_flag=True)
+    told = ["--lr was 1e-05 and is 0.0001", "--new_flag was not there and is True", "--old_flag was 1 and is not there",
+            "train problems (fingerprint) was"]
+    refused(tmp_path, *told, "--allow_changes", run=run)
+    step, changes = find(str(tmp_path), True, 0, 9, run, allow_changes=True)
+    assert step == 4 and [change.startswith(start) for change, start in zip(changes, told, strict=True)] == [True] * 4
+
+
+def test_settings_that_no_number_depends_on_may_differ(tmp_path):
+    write(tmp_path, 4, run_of(output_dir="there", save_every=100, timeout_minutes=30, check=False))
+    assert find(str(tmp_path), True, 0, 9, run_of(save_every=7, timeout_minutes=3, check=True), False) == (4, [])
+    assert differences(run_of(), run_of()) == []
+
+
+def test_another_zero_stage_or_number_of_processes_is_refused_whatever_is_allowed(tmp_path, monkeypatch):
+    write(tmp_path, 4)
+    refused(tmp_path, "was written with --zero_stage 3, and this run has 2", "start a new run with --model",
+            "checkpoints/step_4/hf", run=run_of(zero_stage=2), allow_changes=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(tmp_path, "was written with processes 1, and this run has 2", run=run_of(), allow_changes=True)
+
+
+# ----- which are kept -----
+
+
+@pytest.mark.parametrize(("keep_last", "keep_every", "gone"), [
+    (0, 0, []), (1, 0, [2, 4, 6, 8, 10]), (3, 0, [2, 4, 6]), (9, 0, []), (1, 4, [2, 6, 10]), (2, 6, [2, 4, 8]),
+    (0, 4, []),
+])  # fmt: skip
+def test_the_newest_and_every_nth_are_kept(tmp_path, keep_last, keep_every, gone):
+    for step in (2, 4, 6, 8, 10, 12):
+        (tmp_path / f"step_{step}").mkdir()
+    assert [path.name for path in superfluous(tmp_path, keep_last, keep_every)] == [f"step_{step}" for step in gone]
+
+
+# ----- one run a folder -----
+
+
+def test_a_folder_is_taken_by_one_run_until_it_ends_however_it_ends(tmp_path):
+    code = "import sys, utils.checks; utils.checks.lock_output_dir(sys.argv[1]); print('has it', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "has it\n"
+    with pytest.raises(BadInput, match=f"another run is writing there, process {other.pid} on "):
+        lock_output_dir(str(tmp_path))
+    other.kill()
+    other.wait()
+    lock_output_dir(str(tmp_path))
+    checkpoint.clear(str(tmp_path))
+    assert (tmp_path / ".lock").exists()
