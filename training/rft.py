@@ -148,6 +148,7 @@ def main(args: Args) -> None:
         checkpoint.load(args.output_dir, start, actor)
     logger = Logger(args.output_dir, args, distributed.is_main(), args.total_steps, start if args.resume else None)
 
+    logger.print(f"engine {inputs.engine} ({inputs.engine_reason})")
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 

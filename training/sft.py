@@ -146,6 +146,7 @@ def main(args: Args) -> None:
     if num_long:
         logger.print(f"{num_long} demonstrations are longer than --max_length {args.max_length} and left out")
 
+    logger.print(f"engine {inputs.engine} ({inputs.engine_reason})")
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 
