@@ -42,14 +42,17 @@ def verify(completion: str, ground_truth: Mapping[str, Any]) -> Score:
 
 
 def parse_ground_truth(ground_truth: Mapping[str, Any]) -> tuple[int, list[int]]:
-    """Target and sorted numbers. ValueError if they are not integers, or no answer could use them (none, negative)."""
+    """Target and sorted numbers. ValueError if they are not integers, or no answer could use them."""
     try:
-        target = operator.index(ground_truth["target"])
-        numbers = sorted(operator.index(number) for number in ground_truth["numbers"])
+        target, *numbers = (ground_truth["target"], *ground_truth["numbers"])
+        if isinstance(ground_truth["numbers"], bytes) or bool in map(type, (target, *numbers)):
+            raise TypeError("bytes and truth values have integers in them, but are none")
+        target, numbers = operator.index(target), sorted(map(operator.index, numbers))
     except (KeyError, TypeError) as error:
         raise ValueError(f"countdown ground_truth {ground_truth!r}: target and numbers must be integers") from error
-    if not numbers or numbers[0] < 0:
-        raise ValueError(f"countdown ground_truth {ground_truth!r}: one or more numbers, none negative")
+    if not numbers or numbers[0] < 0 or sum(len(str(number)) + 1 for number in numbers) - 1 > MAX_ANSWER_CHARS:
+        raise ValueError(f"countdown ground_truth {ground_truth!r}: one or more numbers, none negative, that an answer "
+                         f"of {MAX_ANSWER_CHARS} characters can hold")
     return target, numbers
 
 

@@ -1,9 +1,9 @@
 """Knights and Knaves: say of every inhabitant, exactly once, whether they are a knight or a knave.
 
-    answer    = statement (separator statement)* separator?
-    statement = numbering? name "is" ("a" | "the")? ("knight" | "knave")
+    answer    = between (statement between)+
+    statement = name "is" ("a" | "the")? ("knight" | "knave")
+    between   = any number of spaces, newlines , ; . the word "and", and numberings
     numbering = "(1)" | "1." | "1)" | "1:"          its value does not matter
-    separator = one or more of space, newline , ; . and the word "and"
 
 Case and spaces do not matter, nor does the order. All else is unparsable: negations ("is not a knight"), plurals, other
 verbs, questions, roles without a name, invisible characters. A name that is missing, unknown or given twice is wrong.
@@ -37,12 +37,15 @@ def verify(completion: str, ground_truth: Mapping[str, Any]) -> Score:
 
 
 def parse_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, bool]:
-    """Who is a knight, by casefolded name. ValueError if a name is empty or not unique, or a role not true or false."""
+    """Who is a knight, by casefolded name. ValueError if a role is not true or false, or no answer could be right: a
+    name is empty, not unique, or not a name in the grammar (`is`, `R2 & D2`)."""
     try:
         names, is_knight = ground_truth.get("names"), ground_truth.get("solution")
         if names is None or is_knight is None:
             roles = parse(ground_truth["solution_text_format"])
         else:
+            if isinstance(names, str) or isinstance(is_knight, bytes):
+                raise TypeError("one value, where there should be a list")
             roles = [(normal(name), [False, True].index(role)) for name, role in zip(names, is_knight, strict=True)]
         solution = {name: bool(role) for name, role in roles}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -50,6 +53,8 @@ def parse_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, bool]:
                          "or solution_text_format") from error
     if not solution or len(solution) != len(roles) or "" in solution:
         raise ValueError(f"kk_logic ground_truth {ground_truth!r}: one or more names, none empty and none twice")
+    if parse("\n".join(f"{name} is a knave" for name in solution)) != [(name, False) for name in solution]:
+        raise ValueError(f"kk_logic ground_truth {ground_truth!r}: a name that no answer can hold")
     return solution
 
 

@@ -5,11 +5,12 @@ r"""Mathematical answers (MATH, MATH500, Minerva, OlympiadBench), by the first r
 2. numbers: both are one number (`1,234`, `0.5`, `\frac{1}{2}`, `1\frac{1}{2}`, `5e3`): exactly equal or not, so
    0.333333 is not 1/3; the target is in a base (`4130_5`): the digits and, where the answer names it, the base;
 3. math-verify, in the processes of rewards/pool.py, which keep the time: equal expressions, sets, tuples, intervals,
-   matrices, equations. Decimals of a target such as `4\sqrt{2}` are right to 6 places there.
+   matrices, equations; of a chain `9 \cdot 2 = 18` the last side, but plain numbers in it (`6 = 5`) must be equal.
+   Decimals of a target such as `4\sqrt{2}` are right to 6 places there.
 
 Nothing here executes model text; worker.py says what it takes to keep math-verify from it. An answer that has words
-left in it (`5 or maybe 6`), quotes, characters beyond ASCII, unbalanced braces, or more than MAX_ANSWER_CHARS never
-gets there.
+left in it (`5 or maybe 6`), quotes, characters beyond ASCII, unbalanced braces, more than MAX_NESTING brackets within
+each other (20 take its grammar 5 seconds), or more than MAX_ANSWER_CHARS never gets there.
 """
 
 import re
@@ -22,6 +23,7 @@ from rewards.numeric import VALUE_WORDS, parse_number
 from rewards.pool import Comparison
 
 MAX_ANSWER_CHARS = 1_000
+MAX_NESTING = 8
 
 WRAPPED = re.compile(r"\$\$(.*)\$\$|\$(.*)\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -30,7 +32,7 @@ REPLACEMENTS = [
     for pattern, replacement in [
         (r"\\(?:left|right)(?![A-Za-z])\.?|(?<!\\)\\[!,]|\\displaystyle(?![A-Za-z])", ""),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\}|\\degree)(?![A-Za-z])|\u00b0", ""),
-        (r"(?<!\\)\\[;: \n]|\\q?quad(?![A-Za-z])|\\?[$%]|[~\s]+", " "),
+        (r"(?:(?<!\\)\\[;: \n]|\\q?quad(?![A-Za-z])|\\?[$%]|[~\s])+", " "),  # no long gaps: below they cost their cube
         (r"\u2212", "-"),
         (r"\{,\}", ","),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -51,7 +53,8 @@ NAME = re.compile(r"^\s*(?:[A-Za-z]|\\[a-z]+)(?:_[0-9A-Za-z]|\([A-Za-z]\))?\s*=(
 GAPS = re.compile(r"(?<![0-9]) +| +(?![0-9])")  # a space between digits stays: 1 1/2 is not 11/2
 IN_BASE = re.compile(r"([0-9A-Z]+)(?:_(?:\{([0-9]+)\}|([0-9]+)))?")
 LATEX = re.compile(r"[0-9A-Za-z +\-*/^_=<>!|.,:;()\[\]{}\\&]+")
-AMBIGUOUS = re.compile(r"[0-9] +[0-9]|[0-9A-Z]_")
+AMBIGUOUS = re.compile(r"[0-9] +[0-9]|[0-9A-Z)}\]] *_")
+NOT_NUMBERS = {"True", "False", "nan", "inf", "-inf"}  # though Python counts them as such
 MATRICES = {"matrix", "pmatrix", "bmatrix", "vmatrix"}
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z])")
 
@@ -76,6 +79,8 @@ def verify(completion: str, ground_truth: Mapping[str, Any]) -> Score | Comparis
     target_text, answer_text = map(squeeze, texts)
     if target_text == answer_text:
         return CORRECT
+    if "=" not in target_text and len({parse_number(side) for side in answer_text.split("=")} - {None}) > 1:
+        return WRONG_RESULT  # math-verify would take the last of `6 = 5`
     known = compare_numbers(target_text, answer_text)
     if known is not None:
         return known
@@ -88,7 +93,8 @@ def parse_ground_truth(ground_truth: Mapping[str, Any]) -> str:
     """The target as text. ValueError if it is empty, longer than an answer may be, or neither text nor number."""
     target = ground_truth.get("target")
     text = str(target)
-    if not isinstance(target, (str, Real)) or not 0 < len(text) <= MAX_ANSWER_CHARS or not clean(text):
+    is_text_or_number = isinstance(target, str) or (isinstance(target, Real) and text not in NOT_NUMBERS)
+    if not is_text_or_number or not 0 < len(text) <= MAX_ANSWER_CHARS or not clean(text):
         raise ValueError(f"math ground_truth {ground_truth!r}: target must be text or a number, not empty, "
                          f"of at most {MAX_ANSWER_CHARS} characters")
     return text
@@ -130,6 +136,15 @@ def is_balanced(text: str) -> bool:
     return depth == 0
 
 
+def nesting(text: str) -> int:
+    """How many brackets of any kind stand within each other at most."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[{}()\[\]]", text):
+        depth += 1 if bracket in "{([" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def squeeze(text: str) -> str:
     """`text` as it is compared to the letter: no spaces; one capital letter in parentheses is that letter, a choice."""
     text = GAPS.sub("", text)
@@ -156,4 +171,5 @@ def is_latex(text: str) -> bool:
     """Whether math-verify may have `text`: see the module. It would add up `5 6`, and overlook the 2 of `100_2`."""
     words = {word.lower() for word in WORD.findall(text)} - MATRICES
     return (LATEX.fullmatch(text) is not None and AMBIGUOUS.search(text) is None and is_balanced(text)
+            and nesting(text) <= MAX_NESTING
             and not any(len(word) > 3 or word in VALUE_WORDS for word in words))  # fmt: skip

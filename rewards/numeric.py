@@ -4,8 +4,9 @@ A number is `1,234`, `-0.5`, `3/4`, `\frac{3}{4}`, `1 1/2`, `5e3` or `5 \times 1
 and percent signs, degrees, brackets, `$...$`, `\boxed{}`, `\text{}`, a name (`x =`) and a unit in words (`18
 dollars`, `5 km/h`, `3 m^2`): none of them changes the value, so `50%` is 50 and not 1/2. Several numbers must be
 equal, and be joined by `= , ; :`, `and`, `or` alone (`1/2 = 0.5`); `9 * 2 = 18` and `2 plus 2` are unparsable. So are
-words that change a number (`not 18`, `5 million`, `negative 5`, `5 squared`) or spell one, a letter that can only be
-a variable (`5x`), digits that are not ASCII, invisible characters, and all that is longer than MAX_ANSWER_CHARS.
+words that change a number (`not 18`, `5 million`, `negative 5`, `5 squared`, `log 5`) or spell one, a letter that can
+only be a variable (`5x`), digits that are not ASCII, invisible characters other than spaces, and all that is longer
+than MAX_ANSWER_CHARS.
 """
 
 import re
@@ -47,12 +48,15 @@ VALUE_WORDS = frozenset(
     re.findall(
         "[a-z]+",
         "not no never nor neither none except without minus plus times negative over divided by point squared cubed "
-        "factorial pi sqrt infinity half halves third thirds quarter quarters hundred thousand million billion "
-        "trillion dozen pair double twice triple zero one two three four five six seven eight nine ten eleven twelve "
+        "factorial pi sqrt root inverse reciprocal infinity half halves third thirds quarter quarters fourth fourths "
+        "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
+        "thousandth thousandths millionth millionths hundred thousand million billion trillion dozen pair double twice "
+        "triple zero one two three four five six seven eight nine ten eleven twelve "
         "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
         "ninety",
     )
 )
+CHANGING_WORDS = VALUE_WORDS | {"log", "ln", "exp", "sin", "cos", "tan"}  # the functions stand in mathematics
 
 
 def verify(completion: str, ground_truth: Mapping[str, Any]) -> Score:
@@ -95,7 +99,7 @@ def parse(text: str) -> set[Fraction] | None:
             since_number = []
         elif token["word"] is not None:
             word = token["word"]
-            if word.lower() in VALUE_WORDS or (since_number == [] and len(word) == 1 and word not in UNIT_LETTERS):
+            if word.lower() in CHANGING_WORDS or (since_number == [] and len(word) == 1 and word not in UNIT_LETTERS):
                 return None
             if since_number is not None:
                 since_number.append(word.lower())
@@ -118,7 +122,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def match_value(match: re.Match[str]) -> Fraction | None:
-    """The value of a match of NUMBER; None for a denominator of 0 or too large an exponent."""
+    """The value of a match of NUMBER; None for a denominator of 0, too large an exponent, or `1\\frac{-1}{2}`."""
     if match["decimal"] is not None:
         value, lower = decimal(match["decimal"]), Fraction(1)
         exponent = int(match["e"] or match["power"] or 0)
@@ -130,7 +134,7 @@ def match_value(match: re.Match[str]) -> Fraction | None:
         value = decimal(match["upper"] or match["upper_digit"] or match["plain_upper"])
         lower = decimal(match["lower"] or match["lower_digit"] or match["plain_lower"])
         whole = int(match["whole"] or match["plain_whole"] or 0)
-    if lower == 0:
+    if lower == 0 or (match["whole"] and match["upper_sign"]):
         return None
     value = whole + value / lower * (-1 if match["upper_sign"] == "-" else 1)
     return -value if match["sign"] == "-" else value

@@ -3,6 +3,7 @@
 The long run is tests/chaos/fuzz_verifiers.py; the strings and the second opinion on them are the same ones.
 """
 
+import ast
 import io
 import random
 import time
@@ -68,14 +69,15 @@ def test_every_gold_is_right_and_every_label_holds():
 
 
 WITHOUT_CARE = {  # verifiers with a fault each
-    "countdown": lambda answer, truth: "**" not in answer and eval(answer, {"__builtins__": {}}) == truth["target"],
+    "countdown": lambda answer, truth: checkers.exact_value(ast.parse(answer.strip(" ")).body[0].value, [])
+    == truth["target"],
     "kk_logic": lambda answer, truth: truth["solution_text_format"].lower() in answer.lower(),
     "tree": lambda answer, truth: truth["path"] in answer,
     "aime": lambda answer, truth: str(int(truth["target"])) in answer,
 }
 
 
-@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of eval
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of ast.parse
 @pytest.mark.parametrize("source", WITHOUT_CARE)
 def test_the_long_run_finds_a_careless_verifier(source, monkeypatch):
     def careless(completion, ground_truth):
@@ -90,7 +92,7 @@ def test_the_long_run_finds_a_careless_verifier(source, monkeypatch):
     monkeypatch.setitem(rewards.VERIFIERS, source, careless)
     tally = fuzz_verifiers.fuzz(*arguments)
     assert tally.disagreements > 0 and tally.num_strings == 1_000
-    assert (tally.exceptions > 0) == (source == "countdown")  # eval raises, the others do not
+    assert (tally.exceptions > 0) == (source == "countdown")  # the parser raises, the others do not
 
 
 ANSWERS = [  # data source, ground truth, answer, is it right?

@@ -89,23 +89,33 @@ def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) ->
         raise BadInput(f"{where} is missing in {path.parent}")
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        columns = table.column_names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{where} cannot be read as parquet ({error})") from error
     needed = (*REQUIRED_COLUMNS, *needs)
-    missing = [column for column in needed if column not in table.column_names]
+    missing = [column for column in needed if column not in columns]
     if missing:
         raise BadInput(f"{where} has no column {', '.join(missing)}; needed are {', '.join(needed)}")
     if table.num_rows == 0:
         raise BadInput(f"{where} has no rows")
-    known = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in table.column_names]
-    rows = table.select(known).to_pylist()
-    problems = [_problem(index, row, f"{where} row {index}") for index, row in enumerate(rows)]
+    known = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in columns]
+    rows = zip(*(_values(table, column, where) for column in known), strict=True)
+    problems = [_problem(index, dict(zip(known, row, strict=True)), f"{where} row {index}")
+                for index, row in enumerate(rows)]
     for column in needs:
         empty = [p.index for p in problems if not (p.solution if column == "hint" else p.demonstration)]
         if empty:
             raise BadInput(f"{where}: {len(empty)} of {len(problems)} rows have an empty {column}, which this script "
                            f"needs (the first is row {empty[0]})")
     return problems
+
+
+def _values(table: pyarrow.Table, column: str, where: str) -> list[Any]:
+    """The values of a column; BadInput where Python cannot hold one (no UTF-8, a field twice in a struct, no date)."""
+    try:
+        return table[column].to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
+        raise BadInput(f"{where} column {column} cannot be read ({error})") from error
 
 
 def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
@@ -116,7 +126,8 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
             raise BadInput(f"{where}: {rule}")
 
     messages, reward_model = row["prompt"], row["reward_model"]
-    solution, demonstration = row.get("hint") or [], row.get("answer") or ""
+    solution = [] if row.get("hint") is None else row["hint"]
+    demonstration = "" if row.get("answer") is None else row["answer"]
     expect(isinstance(row["data_source"], str) and row["data_source"] in VERIFIERS,
            f"data_source {row['data_source']!r} has no verifier; known: {', '.join(VERIFIERS)}")
     expect(

@@ -8,8 +8,8 @@ packed   our packing without sharing: a prompt once per response
 shared   our packing as the scripts use it: a prompt once per group
 
 FLOPs are those that PyTorch's counter sees (matrix products and attention; a masked pair of tokens counts), divided by
-the time and by the rate of a large square matrix product on the same threads. Memory is the growth of the peak of the process
-over what it held before, weights and gradients not counted; each vocabulary size is a process of its own.
+the time and by the rate of a large square matrix product on the same threads. Memory is the growth of the peak of the
+process over what it held before, weights and gradients not counted; each vocabulary size is a process of its own.
 """
 
 import json
