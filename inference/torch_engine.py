@@ -25,6 +25,7 @@ from inference.decode_graph import Captured
 from inference.hybrid_engine import Rollout, sampling_uniforms
 from utils.checks import BadInput
 from utils.hints import Prompt
+from utils.linear import use_onednn
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
 ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch
@@ -102,7 +103,7 @@ class TorchEngine:
     def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None,
                  free_replica: bool = False):
         check_supported(model.config)
-        self.model = model
+        self.model = use_onednn(model)
         self.weights = weights
         self.free_replica = free_replica
         self.head_dim = model.model.layers[0].self_attn.head_dim
@@ -231,7 +232,7 @@ class TorchEngine:
                                                    enable_gqa=True)
             states = states + attention.o_proj(mixed.transpose(1, 2).flatten(2))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
-            keys.append(key)
+            keys.append(key.contiguous())
             values.append(value.contiguous())
         last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
         logits = self.model.lm_head(model.norm(last))

@@ -115,10 +115,12 @@ def test_a_worker_is_replaced_after_its_number_of_comparisons(stand_in, monkeypa
 def test_an_interrupted_comparison_cannot_answer_the_next(stand_in, monkeypatch):
     workers = stand_in(1, 30.0)
     workers.judge(Comparison("a", "a"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as patch:
         patch.setattr(pool.Worker, "read_line", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             workers.judge(Comparison("a", "a"))
+    signal.signal(signal.SIGINT, before)
     assert workers.judge(Comparison("a", "b")) == WRONG_RESULT
 
 

@@ -24,7 +24,7 @@ class MicroBatch:
 
     Attributes:
         input_ids, position_ids: (R, L).
-        attention_mask: (R, 1, L, L) bool.
+        owners, branches: (R, L) the segment of its row that a token belongs to, and PREFIX or which response of it.
         predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
         response_mask, hint_mask: (N,) bool, never both.
         advantages: (N,) float, 0 on hint tokens.
@@ -35,7 +35,8 @@ class MicroBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    owners: Tensor
+    branches: Tensor
     predictors: Tensor
     targets: Tensor
     response_mask: Tensor
@@ -44,6 +45,14 @@ class MicroBatch:
     engine_logprobs: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(R, 1, L, L) bool: a token sees earlier ones of its segment's prefix and of its own branch. Made anew each
+        time: those of a whole step may not fit beside it."""
+        same_owner = self.owners[:, :, None] == self.owners[:, None, :]
+        in_prefix = self.branches[:, None, :] == PREFIX
+        return (same_owner & (in_prefix | (self.branches[:, :, None] == self.branches[:, None, :]))).tril()[:, None]
 
 
 @dataclass(frozen=True)
@@ -129,18 +138,17 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
     shape = len(rows), max(sum(map(len, row)) for row in rows)
     input_ids = np.zeros(shape, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
-    owner = np.full(shape, PADDING)  # which segment of the row a token belongs to
-    branch = np.full(shape, PADDING)  # PREFIX, or which response
+    owners, branches = np.full(shape, PADDING), np.full(shape, PADDING)
     scored = _Scored()
     for r, row in enumerate(rows):
         column = 0
         for number, segment in enumerate(row):
             prompt, prefix_ids = segment.rollouts[0].prompt, segment.prefix_ids
             prefix_end = column + len(prefix_ids)
-            owner[r, column : column + len(segment)] = number
+            owners[r, column : column + len(segment)] = number
             input_ids[r, column:prefix_end] = prefix_ids
             position_ids[r, column:prefix_end] = np.arange(len(prefix_ids))
-            branch[r, column:prefix_end] = PREFIX
+            branches[r, column:prefix_end] = PREFIX
             last_of_prefix = r * shape[1] + prefix_end - 1
             if segment.scores_hint:
                 first = last_of_prefix - len(prompt.hint_ids)
@@ -150,7 +158,7 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
                 end = start + len(rollout.response_ids)
                 input_ids[r, start:end] = rollout.response_ids
                 position_ids[r, start:end] = len(prefix_ids) + np.arange(end - start)
-                branch[r, start:end] = sample + 1
+                branches[r, start:end] = sample + 1
                 within = range(r * shape[1] + start, r * shape[1] + end - 1)
                 predictors = [last_of_prefix, *within][: end - start]  # none for an empty response
                 scored.add(predictors, rollout.response_ids, False, advantage, rollout.logprobs)
@@ -162,25 +170,17 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
 
     hint_mask = tensor(scored.is_hint, torch.bool)
     return MicroBatch(
-        tensor(input_ids), tensor(position_ids), _attention_mask(tensor(owner), tensor(branch)),
+        tensor(input_ids), tensor(position_ids), tensor(owners), tensor(branches),
         tensor(scored.predictors), tensor(scored.targets), ~hint_mask, hint_mask,
         tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
     )  # fmt: skip
-
-
-def _attention_mask(owner: Tensor, branch: Tensor) -> Tensor:
-    """(R, L), (R, L) -> (R, 1, L, L): a token sees earlier ones of its segment's prefix and of its own branch."""
-    same_owner = owner[:, :, None] == owner[:, None, :]
-    visible = (branch[:, None, :] == PREFIX) | (branch[:, :, None] == branch[:, None, :])
-    return (same_owner & visible).tril()[:, None]
 
 
 def filler(device: torch.device) -> MicroBatch:
     """A micro-batch that adds nothing: one scored token under no mask. Its loss is zero but attached to the weights."""
     one = torch.zeros(1, dtype=torch.long, device=device)
     none = torch.zeros(1, dtype=torch.bool, device=device)
-    return MicroBatch(one[None], one[None], torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), one, one, none,
-                      none, one.float(), one.float())
+    return MicroBatch(one[None], one[None], one[None], one[None], one, one, none, none, one.float(), one.float())
 
 
 def fill_up(micro_batches: list[MicroBatch], count: int, device: torch.device) -> list[MicroBatch]:

@@ -5,9 +5,10 @@ The LM head runs on the N scored states only, a chunk of them at a time, and its
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from utils.linear import add_product, product
 
 CHUNK_LOGITS = 2**26  # logits of a chunk at most, and log-probabilities kept for the backward pass: 256 MiB in float32
 CACHE_LOGITS = 2**20  # of a chunk on a CPU, where several passes over them should find them in its cache
@@ -21,7 +22,7 @@ def chunk_size(vocab_size: int, on_cpu: bool) -> int:
 
 def log_probabilities(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """(n, D) states, (V, D) head -> log-probabilities of all words, (n, V), in float32 at least."""
-    logits = F.linear(states, weight)
+    logits = product(states, weight)
     return logits.to(torch.promote_types(logits.dtype, torch.float)).div_(temperature).log_softmax(dim=-1)
 
 
@@ -61,8 +62,8 @@ class ScoreStates(torch.autograd.Function):
             grads = torch.addcmul(offset[:, None], slope[:, None], log_p).mul_(log_p.exp()).neg_()  # (n, V)
             grads.scatter_add_(1, some_targets[:, None], target_slope[:, None])
             grads = grads.to(weight.dtype)
-            torch.mm(grads, weight, out=out)
-            weight_grad.addmm_(grads.T, some_states)
+            out.copy_(product(grads, weight.T))
+            add_product(weight_grad, grads.T, some_states.T)
         return state_grads, weight_grad, None, None
 
 

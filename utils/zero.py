@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from utils import distributed
+from utils.linear import use_onednn
 from utils.packing import MicroBatch
 from utils.policy import Policy
 
@@ -23,7 +24,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    return use_onednn(AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa"))
 
 
 def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:

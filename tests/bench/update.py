@@ -7,18 +7,21 @@ padded   rows of prompt + response padded on the right, logits of every token by
 packed   our packing without sharing: a prompt once per response
 shared   our packing as the scripts use it: a prompt once per group
 
-FLOPs are those that PyTorch's counter sees (matrix products and attention; a masked pair of tokens counts), divided by
-the time and by the rate of a large square matrix product on the same threads. Memory is the growth of the peak of the
-process over what it held before, weights and gradients not counted; each vocabulary size is a process of its own.
+padded is the model as transformers loads it; on a CPU in float32 the others compute by oneDNN (utils/linear.py). FLOPs
+are those of matrix products and attention (a masked pair of tokens counts), divided by the time and by the rate of a
+large square matrix product on the same threads: torch.mm's, and oneDNN's beside it. Memory is the growth of the peak of
+the process over what it held before, weights and gradients not counted; each vocabulary size is a process of its own.
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,11 +31,13 @@ import torch
 import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from inference.hybrid_engine import Rollout
 from tests.bench.workload import make_model
 from utils.data import Problem
 from utils.hints import Prompt
+from utils.linear import product
 from utils.packing import pack
 from utils.policy import Policy
 from utils.zero import Scorer, load_model, resolve_dtype
@@ -68,17 +73,22 @@ def make_groups(args: Args) -> list[list[Rollout]]:
     return groups
 
 
-def matrix_limit(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_limit(multiply: Callable[[Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
-        left @ right
+        multiply(left, right)
         wait(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)
+
+
+def count_product(states: list[int], weight: list[int], *_, out_shape=None, **__) -> int:
+    """FLOPs of oneDNN's linear layer, which PyTorch's counter does not know."""
+    return 2 * math.prod(states) * weight[0]
 
 
 def wait(device: torch.device) -> None:
@@ -107,6 +117,7 @@ def measure(args: Args, vocab_size: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
         model = load_model(str(name), dtype).to(device)
+        plain = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
     groups = make_groups(args)
     scorer = Scorer(policy := Policy(model), policy, 1.0)
     num_scored = sum(len(one.response_ids) for group in groups for one in group)
@@ -117,7 +128,7 @@ def measure(args: Args, vocab_size: int) -> dict:
     def losses(how: str):
         if how == "padded":
             for start in range(0, len(rows), per_batch):
-                yield padded_loss(model, rows[start : start + per_batch], device)
+                yield padded_loss(plain, rows[start : start + per_batch], device)
         else:
             advantages = [[1.0] * args.group_size] * len(groups)
             for micro_batch in pack(groups, advantages, args.max_tokens, device, share_prefix=how == "shared"):
@@ -137,7 +148,7 @@ def measure(args: Args, vocab_size: int) -> dict:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB
 
     result = {"vocabulary": vocab_size, "parameters": model.num_parameters(), "scored tokens": num_scored}
-    for parameter in model.parameters():
+    for parameter in (*model.parameters(), *plain.parameters()):
         parameter.grad = torch.zeros_like(parameter)
     before = peak()
     seconds: dict[str, list[float]] = {"shared": [run("shared")]}  # first: its peak is its own
@@ -147,15 +158,18 @@ def measure(args: Args, vocab_size: int) -> dict:
     for _ in range(args.repeats):
         for how in seconds:
             seconds[how].append(run(how))
-    limit = matrix_limit(device, dtype)
-    result["matrix limit GFLOP/s"] = round(limit / 1e9, 1)
+    limits = {"torch": matrix_limit(torch.mm, device, dtype)}
+    if device.type == "cpu":
+        limits["oneDNN"] = matrix_limit(product, device, dtype)
+    result["matrix limit GFLOP/s"] = {name: round(limit / 1e9, 1) for name, limit in limits.items()}
     for how, values in seconds.items():
-        with FlopCounterMode(display=False) as counter:
+        mapping = {torch.ops.mkldnn._linear_pointwise: count_product} if device.type == "cpu" else None
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             run(how)
-        spent = median(values[1:])
+        spent, flops = median(values[1:]), counter.get_total_flops()
         result[how] = {"seconds": round(spent, 3), "scored tokens/s": round(num_scored / spent),
-                       "GFLOP": round(counter.get_total_flops() / 1e9, 1),
-                       "of the limit": round(counter.get_total_flops() / spent / limit, 2)}
+                       "GFLOP": round(flops / 1e9, 1),
+                       "of the limit": {name: round(flops / spent / limit, 2) for name, limit in limits.items()}}
     result["padded / shared"] = round(result["padded"]["seconds"] / result["shared"]["seconds"], 2)
     return result
 
