@@ -43,7 +43,9 @@ def launch_words(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
-    return run(command + words, interrupt, **variables)
+    result = run(command + words, interrupt, **variables)
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is left behind"
+    return result
 
 
 def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedProcess:

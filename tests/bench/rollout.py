@@ -22,14 +22,14 @@ from typing import Literal
 
 import torch
 import tyro
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.hybrid_engine import load_engine
 from tests.bench.workload import make_model, make_problems
 from utils import distributed
 from utils.data import load_problems
 from utils.hints import build_prompt
-from utils.zero import load_model, resolve_dtype
+from utils.zero import resolve_dtype
 
 
 @dataclass
@@ -75,7 +75,7 @@ def main(args: Args) -> None:
             return run
 
         def from_generate() -> Callable[[int, int], int]:
-            model = load_model(name, dtype).eval().to(device)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval().to(device)
             model.generation_config.eos_token_id = ends or None
             batch = tokenizer.pad({"input_ids": [p.prompt_ids for p in prompts]}, return_tensors="pt").to(device)
 
