@@ -1,7 +1,7 @@
 """The update phase, forward and backward of a mini-batch: tokens per second, share of the matrix limit, memory.
 
     python -m tests.bench.update                                # 4.9 M parameters, 64 prompts of 140 tokens, 4 x 64
-    python -m tests.bench.update --vocab_sizes 512 32768 152064 --groups 16     # peak memory too
+    python -m tests.bench.update --vocab_sizes 512 32768 152064 --groups 22 --max_tokens 4096 --who shared    # memory
 
 padded   rows of prompt + response padded on the right, logits of every token by the model's own head
 packed   our packing without sharing: a prompt once per response
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class Args:
     hidden_size: int = 256  # of the model
     num_layers: int = 6  # of the model
     max_tokens: int = 16_384  # of a micro-batch
+    who: tuple[Literal["shared", "packed", "padded"], ...] = ("shared", "packed", "padded")  # peak is the first's
+    gradient_checkpointing: bool = False  # ours: recompute activations in the backward pass
     repeats: int = 5  # the median counts
     threads: int = 2  # CPU threads
     alone: bool = False  # this process measures one vocabulary size
@@ -118,6 +121,9 @@ def measure(args: Args, vocab_size: int) -> dict:
         name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
         model = load_model(str(name), dtype).to(device)
         plain = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
     groups = make_groups(args)
     scorer = Scorer(policy := Policy(model), policy, 1.0)
     num_scored = sum(len(one.response_ids) for group in groups for one in group)
@@ -151,10 +157,12 @@ def measure(args: Args, vocab_size: int) -> dict:
     for parameter in (*model.parameters(), *plain.parameters()):
         parameter.grad = torch.zeros_like(parameter)
     before = peak()
-    seconds: dict[str, list[float]] = {"shared": [run("shared")]}  # first: its peak is its own
-    weights = result["parameters"] * dtype.itemsize
-    result["peak MiB"] = {"weights": round(weights / 2**20), "shared": round(peak() - before)}
-    seconds |= {how: [run(how)] for how in ("packed", "padded")}
+    seconds: dict[str, list[float]] = {args.who[0]: [run(args.who[0])]}
+    growth = peak() - before
+    states = result["parameters"] * (2 * dtype.itemsize + (8 if dtype == torch.float32 else 12)) / 2**20
+    result["MiB"] = {"weights, gradients, optimiser": round(states), f"growth, {args.who[0]}": round(growth),
+                     "all over states": round((states + growth) / states, 2)}
+    seconds |= {how: [run(how)] for how in args.who[1:]}
     for _ in range(args.repeats):
         for how in seconds:
             seconds[how].append(run(how))
@@ -170,7 +178,8 @@ def measure(args: Args, vocab_size: int) -> dict:
         result[how] = {"seconds": round(spent, 3), "scored tokens/s": round(num_scored / spent),
                        "GFLOP": round(flops / 1e9, 1),
                        "of the limit": {name: round(flops / spent / limit, 2) for name, limit in limits.items()}}
-    result["padded / shared"] = round(result["padded"]["seconds"] / result["shared"]["seconds"], 2)
+    if {"padded", "shared"} <= seconds.keys():
+        result["padded / shared"] = round(result["padded"]["seconds"] / result["shared"]["seconds"], 2)
     return result
 
 
@@ -182,6 +191,7 @@ def main(args: Args) -> None:
         words = ["--alone", "--vocab_sizes", str(vocab_size)] + [
             word for name in ("groups", "group_size", "prompt_length", "response_length", "hidden_size", "num_layers",
                               "max_tokens", "repeats", "threads") for word in (f"--{name}", str(vars(args)[name]))]
+        words += ["--who", *args.who, *["--gradient_checkpointing"] * args.gradient_checkpointing]
         command = [sys.executable, "-m", "tests.bench.update", *words]
         own = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
         print(subprocess.run(command, env=own, capture_output=True, text=True, check=True).stdout.splitlines()[-1],
