@@ -22,7 +22,7 @@ from utils.memory import (
     generation,
     head,
     layer_activations,
-    masks,
+    mask,
     memory_facts,
     shape_of,
     training_states,
@@ -153,16 +153,11 @@ def test_the_head_holds_a_chunk_of_logits_however_many_tokens_are_scored():
     assert head(large, 64, 2) - head(large, 65, 2) == 4 * 64 * 2**20 - 2 * 8
 
 
-def test_masks_are_those_the_packer_makes():
-    # A mini-batch is 4 rows of 30 on each process, 3 fit into 100 tokens: 2 micro-batches in each of 2 mini-batches.
-    assert masks(RUN) == 2 * 2 * 3 * 30**2
-    assert masks(replace(RUN, rows_per_prompt=4, row_length=15)) == 2 * 3 * 6 * 15**2
-    groups = random_groups([(10, 0, [5, 5, 5, 5])] * 4)  # the mini-batch of one process, every row full
+def test_the_mask_is_that_of_the_largest_micro_batch():
+    assert mask(RUN) == 3 * 3 * 30**2  # 3 rows of 30 fit into 100 tokens
+    groups = random_groups([(10, 0, [5, 5, 5, 5])] * 4)  # every row full
     micro_batches = pack(groups, random_advantages(groups), 100, torch.device("cpu"))
-    assert 2 * sum(batch.attention_mask.nbytes for batch in micro_batches) <= masks(RUN)
-    whole = replace(RUN, max_tokens_per_micro_batch=60)  # 2 micro-batches of 2 rows, no room left
-    micro_batches = pack(groups, random_advantages(groups), 60, torch.device("cpu"))
-    assert 2 * sum(batch.attention_mask.nbytes for batch in micro_batches) == masks(whole)
+    assert max(3 * batch.attention_mask.nbytes for batch in micro_batches) == mask(RUN)
 
 
 # ----- generation -----
@@ -201,15 +196,14 @@ def test_what_is_always_there_under_stage_3_and_below():
     always, phases, on_cpu = estimate(SMALL, RUN)
     assert n == 80 + 3 * (8 * 2 * 12 + 3 * 8 * 12 + 16) + 8 == 1576
     assert always == {"weights": n, "gradients": n, "optimiser": 6 * n, "reference": n,
-                      "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET,
-                      "attention masks": 2 * masks(RUN)}
+                      "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET}
     assert phases["backward pass"] == (activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2)
-                                       + 2 * n) and n < LIVE  # fmt: skip
+                                       + mask(RUN) + 2 * n) and n < LIVE  # fmt: skip
     assert phases["optimiser step"] == (4 + 4) * n / 2 and on_cpu == 0
     always, phases, _ = estimate(SMALL, replace(RUN, zero_stage=0, has_reference=False))
     assert (always["reference"], always["replica for generating"], always["weights"]) == (0, 0, 2 * n)
     assert always["gradient bucket"] == 0
-    assert phases["backward pass"] == activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2)
+    assert phases["backward pass"] == activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2) + mask(RUN)
 
 
 def test_offloading_moves_the_reference_too_under_stage_3():

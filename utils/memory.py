@@ -164,13 +164,9 @@ def head(shape: Shape, tokens: int, b: int) -> float:
             + 2 * b * shape.vocab_size * shape.hidden_size)
 
 
-def masks(run: Run) -> float:
-    """The attention masks of all micro-batches of a step, a byte for each pair of tokens of a row."""
-    num_updates = run.prompts_per_step // run.mini_batch_prompts
-    rows = run.mini_batch_prompts * run.rows_per_prompt // run.processes
-    rows_per_micro_batch = run.max_tokens_per_micro_batch // run.row_length
-    micro_batches = -(-rows // rows_per_micro_batch)
-    return num_updates * micro_batches * rows_per_micro_batch * run.row_length**2
+def mask(run: Run) -> float:
+    """The attention mask of a micro-batch, a byte for each pair of tokens of a row, and two more while it is made."""
+    return 3 * (run.max_tokens_per_micro_batch // run.row_length) * run.row_length**2
 
 
 def cache_need(shape: Shape, run: Generation, prompts: int, samples: int) -> float:
@@ -207,7 +203,6 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
         "reference": reference,
         "replica for generating": b * n if sharded else 0.0,
         "gradient bucket": BUCKET * b if sharded else 0.0,
-        "attention masks": 2 * masks(run),  # of this step, and of the last one until they are all made
     }
     tokens = run.max_tokens_per_micro_batch
     communication = {0: 0, 1: BUCKET * b, 2: BUCKET * b, 3: min(n, LIVE) * b}[run.zero_stage]
@@ -217,7 +212,7 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
     prompts, tests = -(-run.prompts_per_step // run.processes), -(-run.test_problems // run.processes)
     phases = {
         "backward pass": activations(shape, tokens, run.row_length, b, run.gradient_checkpointing)
-        + head(shape, tokens, b) + communication,
+        + head(shape, tokens, b) + mask(run) + communication,
         "optimiser step": stepping,
         "rollout or evaluation": max(generation(shape, run, prompts, run.group_size) if run.group_size else 0.0,
                           generation(shape, run, tests, 1)),
