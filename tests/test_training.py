@@ -18,7 +18,7 @@ from utils.data import load_problems, problems_of_step
 from utils.hints import encode
 
 TRAINING_FIELDS = {
-    "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "lr",
+    "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "skipped_updates", "lr",
     "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups", "logprob_mismatch",
     "tokens_per_second", "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update",
 }  # fmt: skip

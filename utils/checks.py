@@ -38,7 +38,7 @@ def launch(main: Callable, args_class: type) -> None:
         sys.exit(2)
     except RunStopped as error:
         if is_first_process():
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            print(f"\nstopped: {error}", file=sys.stderr, flush=True)  # a progress bar may be on this line
         sys.stderr.flush()
         os._exit(1)
     sys.stdout.flush()
