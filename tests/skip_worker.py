@@ -73,10 +73,8 @@ def update(actor: zero.Actor, number: int, lr: float, poison=None) -> float:
 def states(actor: zero.Actor) -> list[torch.Tensor]:
     """Copies of all that an update may change on this rank: weights, master copies, optimiser states and counters."""
     tensors = [weight for bucket in actor.whole_weights() for weight in bucket.values()]
-    for group in actor.optimizer.param_groups:
-        for parameter in group["params"]:
-            state = actor.optimizer.state.get(parameter, {})
-            tensors += [parameter, *(torch.as_tensor(state[name]) for name in sorted(state))]
+    for master, state in actor.optimizer.state.items():
+        tensors += [master, *(torch.as_tensor(state[name]) for name in sorted(state))]
     return [tensor.detach().float().clone() for tensor in tensors]
 
 

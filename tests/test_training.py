@@ -18,9 +18,10 @@ from utils.data import load_problems, problems_of_step
 from utils.hints import encode
 
 TRAINING_FIELDS = {
-    "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "skipped_updates", "lr",
-    "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups", "logprob_mismatch",
-    "tokens_per_second", "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update",
+    "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm",
+    "skipped_updates", "lr", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups",
+    "logprob_mismatch", "tokens_per_second",
+    "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update",
 }  # fmt: skip
 COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups")
 NOISE = 1e-5  # a difference of float32 log-probabilities, not a number to agree on

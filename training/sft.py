@@ -20,6 +20,7 @@ from inference.hybrid_engine import Rollout, build_engine
 from utils import checkpoint, distributed, interruption
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir
 from utils.data import best_constant_answer, problems_of_step
+from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
 from utils.hints import build_demonstration, check_demonstration_lengths
 from utils.inspection import describe_group
@@ -75,6 +76,7 @@ class Args:
     sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
     tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 
@@ -152,6 +154,7 @@ def main(args: Args) -> None:
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 
+    dry_run(actor, engine, vars(args), device, logger)
     guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
     interruption.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1

@@ -23,6 +23,7 @@ from inference.hybrid_engine import build_engine
 from utils import checkpoint, distributed, interruption
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir, require
 from utils.data import Problem, best_constant_answer, problems_of_step
+from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
 from utils.hints import build_prompt, solution_slices
 from utils.inspection import describe_group
@@ -88,6 +89,7 @@ class Args:
     old_logprobs: Literal["actor", "engine"] = "actor"  # of the sampling policy: recomputed, or what the engine said
     max_engine_ratio: float = 2.0  # engine's: importance weights are truncated here, per token
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 
@@ -167,6 +169,7 @@ def main(args: Args) -> None:
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 
+    dry_run(actor, engine, vars(args), device, logger)
     guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
     interruption.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1

@@ -25,7 +25,7 @@ from utils.zero import Actor
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png")
 FREE = {  # settings that no number depends on: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
-    "save_every", "keep_last", "keep_every", "max_skipped_updates",
+    "save_every", "keep_last", "keep_every", "max_skipped_updates", "dry_run",
 }  # fmt: skip
 
 # ----- which run -----
