@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,6 +27,7 @@ from tests.zero_worker import (
     packed,
 )
 from utils import distributed, zero
+from utils.dry_run import dry_run
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
 
@@ -48,6 +50,8 @@ POISONS = {  # of the loss of a micro-batch
     "gradient is NaN, loss finite": lambda loss: loss + torch.sqrt(0 * loss),
     "gradient overflows": lambda loss: loss * 3e38,
 }
+DRY_RUN = {"dry_run": "always", "prompts_per_step": 10, "mini_batch_prompts": 10, "group_size": 3, "share_prefix": True,
+           "max_prompt_length": 8, "max_response_length": 7, "max_tokens_per_micro_batch": 50}
 
 
 def make_actor(case: Case) -> zero.Actor:
@@ -87,6 +91,10 @@ def equal(states: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 def run(case: Case) -> dict:
     rates = LEARNING_RATES[case.dtype]
     actor, skipping = make_actor(case), {}
+    before = states(actor)
+    engine = SimpleNamespace(sync=lambda: None, sleep=lambda: None)
+    dry_run(actor, engine, DRY_RUN, torch.device("cpu"), logger=None)
+    is_unchanged_by_dry_run = equal(before, states(actor))
     update(actor, 0, rates[0])
     before = states(actor)
     for name, poison in POISONS.items():
@@ -101,8 +109,11 @@ def run(case: Case) -> dict:
     clean = make_actor(case)
     update(clean, 0, rates[0])
     clean_norm = update(clean, 1, rates[1])
-    return {"skipping": skipping, "norms": [norm, clean_norm], "is_that_of_the_clean_run": equal(after, states(clean)),
-            "has_moved": not equal(before, after), "num_states": len(after)}
+    return {
+        "skipping": skipping, "is_unchanged_by_dry_run": is_unchanged_by_dry_run, "norms": [norm, clean_norm],
+        "is_that_of_the_clean_run": equal(after, states(clean)), "has_moved": not equal(before, after),
+        "num_states": len(after),
+    }  # fmt: skip
 
 
 def main() -> None:

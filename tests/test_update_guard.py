@@ -37,6 +37,7 @@ def test_what_one_rank_cannot_compute_no_rank_applies(results, case):
 def test_the_next_good_update_is_that_of_a_run_that_never_saw_the_bad_ones(results, case):
     result = results[case.name]
     assert result["is_that_of_the_clean_run"] and result["norms"][0] == result["norms"][1]
+    assert result["is_unchanged_by_dry_run"]  # which the clean run has not had
     assert result["has_moved"] and result["num_states"] > 20  # else there was nothing to compare
 
 
