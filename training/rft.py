@@ -86,6 +86,7 @@ class Args:
     old_logprobs: Literal["actor", "engine"] = "actor"  # of the sampling policy: recomputed, or what the engine said
     max_engine_ratio: float = 2.0  # engine's: importance weights are truncated here, per token
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
     dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
@@ -97,6 +98,7 @@ def main(args: Args) -> None:
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        tracker=args.tracker,
         engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level, temperature=args.temperature,
     )
     check_batch(

@@ -76,6 +76,7 @@ class Args:
     sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
     tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
     dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
@@ -95,6 +96,7 @@ def main(args: Args) -> None:
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        tracker=args.tracker,
         engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level,
         needs=("answer",),
     )

@@ -22,10 +22,10 @@ from utils.data import Problem, fingerprint
 from utils.logger import plain
 from utils.zero import Actor
 
-RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png")
+RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
 FREE = {  # settings that no number depends on: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
-    "save_every", "keep_last", "keep_every", "max_skipped_updates", "dry_run",
+    "save_every", "keep_last", "keep_every", "max_skipped_updates", "dry_run", "tracker",
 }  # fmt: skip
 
 # ----- which run -----

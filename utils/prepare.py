@@ -15,6 +15,7 @@ from utils.checks import is_first_process, load_tokenizer, require, require_divi
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, encode
 from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
+from utils.tracking import check_tracker
 from utils.zero import resolve_dtype
 
 
@@ -36,6 +37,7 @@ def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, needs: tuple[str, ...] = (),
+    tracker: str = "none",
 ) -> Inputs:  # fmt: skip
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer".
@@ -46,6 +48,7 @@ def load_inputs(
     require(eval_problems >= 0, "--eval_problems", eval_problems, "must not be negative (0 means all)")
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
+    check_tracker(tracker)
     engine, reason = choose_engine(engine, tp_size, sleep_level, temperature)
     if may_be_unreachable and not Path(model).is_dir():
         stop_asking_a_silent_hub()
