@@ -17,25 +17,31 @@ from utils.update_guard import UpdateGuard, load_batch
 CPU = torch.device("cpu")
 
 
+NAMES = {2: [case.name for case in skip_worker.CASES], 1: ["stage0", "stage3", "bfloat16-stage2"]}
+EACH = pytest.mark.parametrize(("processes", "name"), [(number, name) for number in NAMES for name in NAMES[number]])
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """case name -> what the worker measured on two processes."""
-    folder = tmp_path_factory.mktemp("skip")
-    succeed(launch_words("tests/skip_worker.py", [str(folder)], num_processes=2))
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    """(number of processes, case name) -> what the worker measured."""
+    measured = {}
+    for number, names in NAMES.items():
+        folder = tmp_path_factory.mktemp("skip")
+        succeed(launch_words("tests/skip_worker.py", [str(folder), *names], num_processes=number))
+        measured |= {(number, path.stem): json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return measured
 
 
-@pytest.mark.parametrize("case", skip_worker.CASES, ids=lambda case: case.name)
-def test_what_one_rank_cannot_compute_no_rank_applies(results, case):
+@EACH
+def test_what_one_rank_cannot_compute_no_rank_applies(results, processes, name):
     """Weights, master copies, optimiser states and their counters are bit for bit what they were, gradients gone."""
-    skipping = results[case.name]["skipping"]
-    assert skipping == {name: {"norms": ["inf", "inf"], "is_unchanged": True, "gradients": 0}
-                        for name in skip_worker.POISONS}
+    assert results[processes, name]["skipping"] == {
+        poison: {"norms": ["inf"] * processes, "is_unchanged": True, "gradients": 0} for poison in skip_worker.POISONS}
 
 
-@pytest.mark.parametrize("case", skip_worker.CASES, ids=lambda case: case.name)
-def test_the_next_good_update_is_that_of_a_run_that_never_saw_the_bad_ones(results, case):
-    result = results[case.name]
+@EACH
+def test_the_next_good_update_is_that_of_a_run_that_never_saw_the_bad_ones(results, processes, name):
+    result = results[processes, name]
     assert result["is_that_of_the_clean_run"] and result["norms"][0] == result["norms"][1]
     assert result["is_unchanged_by_dry_run"]  # which the clean run has not had
     assert result["has_moved"] and result["num_states"] > 20  # else there was nothing to compare
