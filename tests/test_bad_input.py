@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
-from utils import checkpoint, data, distributed
+from utils import checkpoint, data, distributed, tracking
 from utils.checks import launch as run_script
 from utils.data import load_problems
 from utils.logger import Logger
@@ -101,6 +102,9 @@ BAD_FLAGS = [
     ({"weight_decay": -1}, "flag --weight_decay -1.0: must not be negative"),
     ({"seed": -1}, "flag --seed -1: must not be negative"),
     ({"kv_cache_gb": 0}, "flag --kv_cache_gb 0.0: must be greater than 0"),
+    ({"max_skipped_updates": 0}, "flag --max_skipped_updates 0: must be greater than 0"),
+    ({"dry_run": "maybe"}, "invalid choice 'maybe' for argument '--dry_run'"),
+    ({"tracker": "magic"}, "invalid choice 'magic' for argument '--tracker'"),
     ({"timeout_minutes": 0}, "flag --timeout_minutes 0.0: must be greater than 0"),
     ({"beta2": 1.2}, "flag --beta2 1.2: must"),
     ({"beta1": 1}, "flag --beta1 1.0: must"),  # AdamW divides by 1 - beta
@@ -146,6 +150,15 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
 ])  # fmt: skip
 def test_bad_flag_of_another_script(call, flags, name, changes, rule):
     expect(call(name, of_script(name, flags) | changes), rule)
+
+
+@pytest.mark.parametrize("name", ["rft", "stage", "r3", "uft", "sft"])
+def test_tracker_that_is_not_installed(call, flags, monkeypatch, name):
+    """A folder of its name, which wandb leaves behind, is not enough."""
+    flags = of_script(name, flags | {"tracker": "wandb"})
+    for spec in (None, SimpleNamespace(origin=None)):
+        monkeypatch.setattr(tracking, "find_spec", lambda name, spec=spec: spec)
+        expect(call(name, flags), "flag --tracker wandb: is not installed; pip install wandb")
 
 
 def test_eval_checks_every_model_and_data_set(call, flags, base_model, countdown_data, tmp_path):

@@ -9,9 +9,10 @@ from utils import logger
 from utils.logger import TRAINING_FIELDS, Logger, diagnose, read_jsonl
 
 CONTRACT_3 = [
-    *("reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "lr"),
-    *("hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups", "logprob_mismatch"),
-    *("tokens_per_second", "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update"),
+    *("reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm"),
+    *("skipped_updates", "lr", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups"),
+    *("logprob_mismatch", "tokens_per_second"),
+    *("seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update"),
 ]
 
 

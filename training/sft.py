@@ -20,6 +20,7 @@ from inference.hybrid_engine import Rollout, build_engine
 from utils import checkpoint, distributed, interruption
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir
 from utils.data import best_constant_answer, problems_of_step
+from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
 from utils.hints import build_demonstration, check_demonstration_lengths
 from utils.inspection import describe_group
@@ -29,6 +30,7 @@ from utils.metrics import LossMeans, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches
 from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.report import closing_table, plot_curves
+from utils.update_guard import UpdateGuard
 from utils.zero import Actor, load_model, resolve_dtype
 
 
@@ -61,6 +63,7 @@ class Args:
     beta2: float = 0.95  # AdamW
     weight_decay: float = 0.01  # AdamW
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    max_skipped_updates: int = 3  # updates skipped in a row (loss or gradient not finite) after which the run stops
     max_tokens_per_micro_batch: int = 16384  # tokens of one forward pass on one process, padding included
     zero_stage: Literal[0, 1, 2, 3] = 3  # what DeepSpeed shards: 1 optimiser, 2 + gradients, 3 + weights
     offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
@@ -73,6 +76,8 @@ class Args:
     sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
     tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
+    dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 
@@ -91,6 +96,7 @@ def main(args: Args) -> None:
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        tracker=args.tracker,
         engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level,
         needs=("answer",),
     )
@@ -105,7 +111,7 @@ def main(args: Args) -> None:
     )
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
-                        "timeout_minutes", "engine_memory_fraction"),
+                        "timeout_minutes", "engine_memory_fraction", "max_skipped_updates"),
         not_negative=("seed", "keep_last", "keep_every", "resume_step", "weight_decay"), below_one=("beta1", "beta2"),
         fractions=("warmup", "engine_memory_fraction"),
     )
@@ -150,6 +156,8 @@ def main(args: Args) -> None:
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 
+    dry_run(actor, engine, vars(args), device, logger)
+    guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
     interruption.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
         is_end, is_interrupted = done == args.total_steps, interruption.requested()
@@ -183,7 +191,7 @@ def main(args: Args) -> None:
             logger.print(describe_group(mini_batches[0][0], tokenizer))
 
         # 5. update
-        losses, grad_norms = LossMeans(), []
+        losses = LossMeans()
         for mini_batch in mini_batches:
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
             for number, micro_batch in enumerate(mini_batch, start=1):
@@ -192,11 +200,11 @@ def main(args: Args) -> None:
                 loss = sft_loss
                 actor.backward(loss, is_last=number == len(mini_batch))
                 losses.add(loss=loss, sft_loss=sft_loss)
-            grad_norms.append(actor.step(learning_rate(step, args)))
+            guard.note(step, actor.step(learning_rate(step, args)), losses, mini_batch)
         watch.lap("update")
 
         metrics = losses.means(num_updates) | watch.seconds | {"lr": learning_rate(step, args)}
-        logger.log_training(step, metrics | {"grad_norm": sum(grad_norms) / num_updates})
+        logger.log_training(step, metrics | guard.metrics())
 
     logger.close()
     if distributed.is_main() and not is_end:

@@ -27,6 +27,7 @@ from inference.hybrid_engine import build_engine
 from utils import checkpoint, distributed, interruption, seeding
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir, require
 from utils.data import Problem, best_constant_answer, problems_of_step
+from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
 from utils.hints import build_prompt, solution_slices
 from utils.inspection import describe_group
@@ -36,6 +37,7 @@ from utils.metrics import LossMeans, Stopwatch, count_tokens, engine_mismatch, r
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.report import closing_table, plot_curves
+from utils.update_guard import UpdateGuard
 from utils.zero import Actor, load_model, load_reference, resolve_dtype
 
 
@@ -76,6 +78,7 @@ class Args:
     beta2: float = 0.999  # AdamW
     weight_decay: float = 0.01  # AdamW
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    max_skipped_updates: int = 3  # updates skipped in a row (loss or gradient not finite) after which the run stops
     max_tokens_per_micro_batch: int = 16384  # tokens of one forward pass on one process, padding included
     share_prefix: bool = True  # training computes a group's prompt once; with --no_share_prefix once per response
     zero_stage: Literal[0, 1, 2, 3] = 3  # what DeepSpeed shards: 1 optimiser, 2 + gradients, 3 + weights
@@ -92,6 +95,8 @@ class Args:
     old_logprobs: Literal["actor", "engine"] = "actor"  # of the sampling policy: recomputed, or what the engine said
     max_engine_ratio: float = 2.0  # engine's: importance weights are truncated here, per token
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
+    dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 
@@ -111,6 +116,7 @@ def main(args: Args) -> None:
         model=args.model, data=args.data, splits=("train", "test"), max_prompt_length=args.max_prompt_length,
         max_response_length=args.max_response_length, eval_problems=args.eval_problems,
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
+        tracker=args.tracker,
         engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level, temperature=args.temperature,
         needs=("hint",),
     )
@@ -124,7 +130,7 @@ def main(args: Args) -> None:
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
                         "kv_cache_gb", "timeout_minutes", "max_logprob_mismatch", "max_engine_ratio",
-                        "engine_memory_fraction"),
+                        "engine_memory_fraction", "max_skipped_updates"),
         not_negative=("seed", "keep_last", "keep_every", "resume_step", "kl_coef", "entropy_coef", "weight_decay"),
         below_one=("beta1", "beta2"), fractions=("engine_memory_fraction",),
     )
@@ -173,6 +179,8 @@ def main(args: Args) -> None:
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 
+    dry_run(actor, engine, vars(args), device, logger)
+    guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
     interruption.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
         is_end, is_interrupted = done == args.total_steps, interruption.requested()
@@ -223,7 +231,7 @@ def main(args: Args) -> None:
             logger.print(describe_group(mini_batches[0][0], tokenizer))
 
         # 5. update
-        losses, grad_norms = LossMeans(), []
+        losses = LossMeans()
         for mini_batch in mini_batches:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
@@ -246,11 +254,11 @@ def main(args: Args) -> None:
                 actor.backward(loss, is_last=number == len(mini_batch))
                 losses.add(sft_loss=sft_loss)
                 losses.add(loss=loss, pg_loss=pg_loss, kl_loss=kl_loss, entropy=entropy)
-            grad_norms.append(actor.step(args.lr))
+            guard.note(step, actor.step(args.lr), losses, mini_batch)
         watch.lap("update")
 
         metrics = rollout_metrics(groups, scores, watch) | mismatch | losses.means(num_updates)
-        logger.log_training(step, metrics | {"grad_norm": sum(grad_norms) / num_updates, "lr": args.lr})
+        logger.log_training(step, metrics | guard.metrics() | {"lr": args.lr})
         if step % args.eval_every == 0:
             logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], tokenizer), kind="training")
 

@@ -22,10 +22,10 @@ from utils.data import Problem, fingerprint
 from utils.logger import plain
 from utils.zero import Actor
 
-RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png")
+RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
 FREE = {  # settings that no number depends on: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
-    "save_every", "keep_last", "keep_every",
+    "save_every", "keep_last", "keep_every", "max_skipped_updates", "dry_run", "tracker",
 }  # fmt: skip
 
 # ----- which run -----
@@ -202,7 +202,7 @@ def clear(output_dir: str) -> None:
     if distributed.is_main():
         for name in RUN_FILES:
             (Path(output_dir) / name).unlink(missing_ok=True)
-        for pattern in ("args.resumed_at_*.json", "environment.resumed_at_*.json"):
+        for pattern in ("args.resumed_at_*.json", "environment.resumed_at_*.json", "bad_batch_step_*.safetensors"):
             for path in Path(output_dir).glob(pattern):
                 path.unlink()
         shutil.rmtree(Path(output_dir) / "checkpoints", ignore_errors=True)

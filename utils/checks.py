@@ -27,19 +27,30 @@ def launch(main: Callable, args_class: type) -> None:
     """Parse the command line into `args_class` and call `main` with it.
 
     Bad input ends the process with one line on stderr (from the first rank) and exit status 2, a run that must stop
-    with one and exit status 1.
+    with one and exit status 1; so does a lack of memory, on whichever rank.
     """
+    from utils import out_of_memory  # imports torch, and this module
+
+    settings: dict = {}
     argv = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
     try:
-        main(tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True))
+        args = tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
+        settings = vars(args)
+        main(args)
     except BadInput as error:
         if is_first_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunStopped as error:
         if is_first_process():
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            print(f"\nstopped: {error}", file=sys.stderr, flush=True)  # a progress bar may be on this line
         sys.stderr.flush()
+        os._exit(1)
+    except (RuntimeError, MemoryError) as error:
+        message = out_of_memory.describe(error, settings)
+        if message is None:
+            raise
+        out_of_memory.tell(message)
         os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()

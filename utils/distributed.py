@@ -75,6 +75,7 @@ def _quieten() -> None:
     """What libraries say at every start of every rank, and nobody needs."""
     transformers.utils.logging.disable_progress_bar()
     deepspeed.utils.logger.setLevel("WARNING")
+    deepspeed.utils.logger.addFilter(lambda record: "OVERFLOW!" not in record.getMessage())  # UpdateGuard tells it
     for module in ("torch.distributed", "vllm"):
         warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning, module=module)
 

@@ -17,17 +17,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from utils.tracking import Tracker
+
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
 TRAINING_FIELDS = {
     "reward": "mean reward of the step's responses",
     "accuracy": "fraction of responses with reward exactly 1",
     "format": "fraction of responses that hold an answer, right or wrong",
-    "loss": "what was minimised, mean over the step's updates",
+    "loss": "what was minimised, mean over the step's updates; null if one of them had a loss that was not finite",
     "pg_loss": "clipped policy-gradient loss per response token (GRPO); near 0 by construction",
     "kl_loss": "k3 estimate of KL(actor || reference) per response token, nats",
     "entropy": "policy entropy per response token, nats",
     "sft_loss": "negative log-likelihood per hint token (sft.py: per solution token), nats",
-    "grad_norm": "L2 norm of the whole gradient before clipping, mean over the step's updates",
+    "grad_norm": "L2 norm of the whole gradient before clipping, mean over the step's updates that were not skipped",
+    "skipped_updates": "number of the step's updates that were skipped: loss or gradient norm not finite",
     "lr": "learning rate of the step's last update",
     "hint_slices": "mean number of solution slices shown per problem",
     "hint_tokens": "mean number of hint tokens per problem",
@@ -162,6 +165,7 @@ class Logger:
 
     `resume_step` N continues an earlier run's files: lines of steps after N are removed, new ones appended; args.json
     and environment.json get companions (args.resumed_at_N.json). Without it the files start empty. NaN becomes null.
+    Where `args` names a tracker, it gets the lines of metrics.jsonl after they are written.
     """
 
     def __init__(
@@ -183,6 +187,9 @@ class Logger:
             if resume_step is not None:
                 cut_after(path, resume_step)
             self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
+        name, self.tracker = settings.get("tracker", "none"), None
+        if name != "none":
+            self.tracker = Tracker(name, output_dir, plain(settings), resume_step is not None, self.print)
         self.bar = tqdm(total=total_steps, initial=resume_step or 0, desc="step", unit="step", dynamic_ncols=True)
 
     def log_training(self, step: int, metrics: dict[str, Any]) -> None:
@@ -230,11 +237,15 @@ class Logger:
             self.bar.close()
             for file in self.files.values():
                 file.close()
+            if self.tracker is not None:
+                self.tracker.close()
 
     def _write(self, name: str, entry: dict) -> None:
         if self.is_main:
             self.files[name].write(json_line(entry))
             self.files[name].flush()
+            if name == "metrics" and self.tracker is not None:
+                self.tracker.log(plain(entry))
 
     def __enter__(self) -> "Logger":
         return self

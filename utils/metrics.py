@@ -124,6 +124,11 @@ class LossMeans:
         largest = torch.where(mask, ratios, 0.0).max()
         self.maxima["engine_ratio_max"] = torch.maximum(self.maxima.get("engine_ratio_max", largest), largest)
 
+    def not_finite(self) -> list[str]:
+        """Names of the losses of which a part of this step is NaN or infinite on some rank. All ranks call together."""
+        counts = distributed.sums({name: float(not part.isfinite()) for name, part in sorted(self.parts.items())})
+        return [name for name, count in counts.items() if count]
+
     def means(self, num_updates: int) -> dict[str, float]:
         """Each loss summed over micro-batches and ranks, averaged over the step's updates; and the maxima."""
         names = sorted(self.parts)

@@ -15,6 +15,7 @@ from utils.checks import is_first_process, load_tokenizer, require, require_divi
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, encode
 from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
+from utils.tracking import check_tracker
 from utils.zero import resolve_dtype
 
 
@@ -36,6 +37,7 @@ def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, needs: tuple[str, ...] = (),
+    tracker: str = "none",
 ) -> Inputs:  # fmt: skip
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer".
@@ -46,6 +48,7 @@ def load_inputs(
     require(eval_problems >= 0, "--eval_problems", eval_problems, "must not be negative (0 means all)")
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
+    check_tracker(tracker)
     engine, reason = choose_engine(engine, tp_size, sleep_level, temperature)
     if may_be_unreachable and not Path(model).is_dir():
         stop_asking_a_silent_hub()
@@ -99,6 +102,15 @@ def check_batch(
             f"must hold {longest_group_is} = {longest_group} tokens")
 
 
+def longest_rows(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the longest row that training packs with these flags, and how many such rows a prompt makes."""
+    if "group_size" not in settings:  # demonstrations
+        return settings["max_length"], 1
+    shared = settings["group_size"] if settings["share_prefix"] else 1  # responses in a row
+    row_length = settings["max_prompt_length"] + shared * settings["max_response_length"]
+    return row_length, settings["group_size"] // shared
+
+
 def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
     """What a run with these flags needs on each process, for `print_plan`. Without group_size nothing is sampled in
     training, which then packs demonstrations of at most max_length tokens; without zero_stage nothing is trained."""
@@ -109,17 +121,15 @@ def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
     if "zero_stage" not in settings:
         return evaluation_facts(inputs.shape, Generation(weight_bytes=weight_bytes, **lengths), tests,
                                 settings["num_samples"] or 1)
-    group_size = settings.get("group_size", 0)
-    in_a_row = group_size if settings.get("share_prefix", True) else 1  # responses
-    row_length = lengths["max_prompt_length"] + in_a_row * lengths["max_response_length"]
+    row_length, rows_per_prompt = longest_rows(settings)
     of_vllm = {"  vLLM": f"{settings['engine_memory_fraction']:.0%} of each GPU, instead of the replica and of what "
                          "generating takes here"} if inputs.engine == "vllm" else {}
     names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
              "max_tokens_per_micro_batch")
     return memory_facts(inputs.shape, Run(
         weight_bytes=weight_bytes, processes=world_size(), has_reference=settings.get("kl_coef", 0) > 0,
-        group_size=group_size, row_length=row_length if group_size else settings["max_length"],
-        rows_per_prompt=group_size // in_a_row if group_size else 1, test_problems=len(inputs.test_problems),
+        group_size=settings.get("group_size", 0), row_length=row_length, rows_per_prompt=rows_per_prompt,
+        test_problems=len(inputs.test_problems),
         **lengths, **{name: settings[name] for name in names},
     )) | of_vllm
 

@@ -1,5 +1,6 @@
 """Actor and reference on DeepSpeed ZeRO: sharded weights, gradients and optimiser states, whole weights on request."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, 
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
         "steps_per_print": 2**31,
     }
 
@@ -72,6 +73,10 @@ class Actor(Scorer):
 
     Losses given to `backward` are parts of sums over the whole mini-batch and all ranks (losses.masked_mean), so the
     gradient is the sum of all parts: DeepSpeed's average over ranks is undone.
+
+    An update whose loss or gradient norm is not finite does not happen. A loss that is not finite makes the gradients
+    NaN, on whichever rank; the sum over ranks hands NaN and infinity on to all, so the norm, which is computed anyway,
+    tells every rank the same. DeepSpeed looks at it itself, except at stage 0 in float32.
     """
 
     def __init__(self, model: PreTrainedModel, *, betas: tuple[float, float], weight_decay: float,
@@ -96,16 +101,26 @@ class Actor(Scorer):
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
+        one_or_nan = 1 + 0 * loss.detach()  # a bad loss may have good gradients: a clipped token's are zero
         self.engine.set_gradient_accumulation_boundary(is_last)
-        self.engine.backward(loss * distributed.world_size())
+        self.engine.backward(loss * (one_or_nan * distributed.world_size()))
 
     def step(self, lr: float) -> float:
-        """One optimiser update with the gradients added since the last one; returns their norm before clipping."""
+        """One optimiser update with the gradients added since the last one; returns their norm before clipping.
+
+        Infinity says that the update was skipped, on all ranks: the gradients are gone; weights, master copies,
+        optimiser states and their step counters are bit for bit what they were.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
         unclipped = torch.nn.utils.get_total_norm(grads).item() if grads else None
+        if unclipped is not None and not math.isfinite(unclipped):
+            self.engine.zero_grad()
+            return math.inf
         self.engine.step()
+        if not self.engine.was_step_applied():
+            return math.inf
         norm = self.engine.get_global_grad_norm()  # None at stage 0 in float32
         return unclipped if norm is None else float(norm)
 
