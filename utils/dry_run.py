@@ -22,9 +22,9 @@ def dry_run(
     optimiser states and random numbers are bit for bit what they were. All ranks call together. `settings` are a
     training script's flags; --dry_run auto is always with CUDA and never without.
 
-    Held meanwhile, as in a step: the engine's copy of the weights, the attention masks of all micro-batches, and Adam's
-    states where they do not exist yet (stage 0 in float32). Every token is scored. Not covered: generating, the
-    optimiser's temporaries while it steps, checkpoints, and memory that other processes take later.
+    Held meanwhile, as in a step: the engine's copy of the weights, and Adam's states where they do not exist yet (stage
+    0 in float32). Every token is scored. Not covered: generating, the optimiser's temporaries while it steps,
+    checkpoints, and memory that other processes take later.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: the memory is not there. The notes of the error name the sizes.
@@ -41,9 +41,7 @@ def dry_run(
         torch.cuda.reset_peak_memory_stats()
     try:
         with torch.random.fork_rng(devices=[device] if is_cuda else []):
-            num_mini_batches = settings["prompts_per_step"] // settings["mini_batch_prompts"]
-            held = [torch.empty(num_mini_batches * rows * row_length**2, dtype=torch.bool, device=device),
-                    *missing_states(actor)]
+            held = missing_states(actor)
             _skipped_update(actor, shapes, rows, device)
             del held
     except (RuntimeError, MemoryError) as error:
@@ -85,6 +83,5 @@ def _micro_batch(rows: int, length: int, device: torch.device) -> MicroBatch:
     """Rows of one sequence each, all tokens scored. Position 0 throughout: no model has a limit there."""
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     flat, mask = ids.flatten(), torch.ones(rows * length, dtype=torch.bool, device=device)
-    attention_mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device).tril()
-    return MicroBatch(ids, ids, attention_mask, torch.arange(rows * length, device=device), flat, mask, ~mask,
-                      flat.float(), flat.float())
+    return MicroBatch(ids, ids, ids, ids, torch.arange(rows * length, device=device), flat, mask, ~mask, flat.float(),
+                      flat.float())
