@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from utils.checks import writing
+
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
 TRAINING_FIELDS = {
     "reward": "mean reward of the step's responses",
@@ -176,13 +178,16 @@ class Logger:
         suffix, mode = ("", "w") if resume_step is None else (f".resumed_at_{resume_step}", "a")
         settings = dataclasses.asdict(args) if dataclasses.is_dataclass(args) else args
         for name, content in (("args", settings), ("environment", environment())):
-            write_atomically(output_dir / f"{name}{suffix}.json", json.dumps(plain(content), indent=2) + "\n")
+            path = output_dir / f"{name}{suffix}.json"
+            with writing(path):
+                write_atomically(path, json.dumps(plain(content), indent=2) + "\n")
         self.files = {}
         for name in ("metrics", "samples"):
             path = output_dir / f"{name}.jsonl"
-            if resume_step is not None:
-                cut_after(path, resume_step)
-            self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
+            with writing(path):
+                if resume_step is not None:
+                    cut_after(path, resume_step)
+                self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
         self.bar = tqdm(total=total_steps, initial=resume_step or 0, desc="step", unit="step", dynamic_ncols=True)
 
     def log_training(self, step: int, metrics: dict[str, Any]) -> None:
@@ -233,8 +238,9 @@ class Logger:
 
     def _write(self, name: str, entry: dict) -> None:
         if self.is_main:
-            self.files[name].write(json_line(entry))
-            self.files[name].flush()
+            with writing(Path(self.files[name].name)):
+                self.files[name].write(json_line(entry))
+                self.files[name].flush()
 
     def __enter__(self) -> "Logger":
         return self

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from utils import distributed
+from utils import distributed, heartbeat
 from utils.packing import MicroBatch
 from utils.policy import Policy
 
@@ -23,6 +23,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    heartbeat.progress()
     return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
 
 
@@ -57,6 +58,7 @@ class Scorer:
         return self._forward(micro_batch, with_entropies=True)
 
     def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
+        heartbeat.progress()
         return self.engine(micro_batch.input_ids, micro_batch.position_ids, micro_batch.attention_mask,
                            micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
 
@@ -79,6 +81,7 @@ class Actor(Scorer):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()  # transformers checkpoints in training mode only
+        heartbeat.progress()
         policy = Policy(model)
         self.zero_stage = zero_stage
         adam = deepspeed.ops.adam.DeepSpeedCPUAdam if offload and zero_stage > 0 else torch.optim.AdamW
@@ -95,11 +98,13 @@ class Actor(Scorer):
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
+        heartbeat.progress()
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * distributed.world_size())
 
     def step(self, lr: float) -> float:
         """One optimiser update with the gradients added since the last one; returns their norm before clipping."""
+        heartbeat.progress()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
@@ -117,6 +122,7 @@ class Actor(Scorer):
             return
         bucket: dict[str, nn.Parameter] = {}
         for last, (name, parameter) in enumerate(named.items(), start=1 - len(named)):
+            heartbeat.progress()
             bucket[name] = parameter
             if last == 0 or sum(p.ds_numel for p in bucket.values()) >= GATHER_BUCKET:
                 with deepspeed.zero.GatheredParameters(list(bucket.values())):
