@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import Rollout
-from utils import distributed, seeding
+from utils import distributed, heartbeat, seeding
 from utils.hints import Prompt
 from utils.memory import cache_elements_of
 
@@ -65,6 +65,7 @@ class DeepSpeedEngine:
         with torch.random.fork_rng(enabled=temperature > 0):
             torch.manual_seed(int(drawn))
             for number in range(count):
+                heartbeat.progress()
                 batch = prompts[number * size : (number + 1) * size]
                 groups += self._decode(batch, group_size, max_response_length, temperature)
         return groups

@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from inference.decode_graph import Captured
 from inference.hybrid_engine import Rollout, sampling_uniforms
+from utils import heartbeat
 from utils.checks import BadInput
 from utils.hints import Prompt
 from utils.linear import use_onednn
@@ -114,6 +115,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def sync(self) -> None:
+        heartbeat.phase("sync")
         if self.weights is not None:
             own = dict(self.model.named_parameters())
             for bucket in self.weights():
@@ -194,6 +196,7 @@ class TorchEngine:
         fixed, limit = self.captured is not None, output.ids.shape[1]
         step, width, t = None, 0, 1
         while t < limit:
+            heartbeat.progress()
             num_alive = int(state.alive.sum())  # only here the host waits for the device
             if num_alive == 0:
                 break

@@ -9,6 +9,7 @@ engine's, and are the same whatever else is in the batch, up to rounding.
 """
 
 import gc
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,16 +20,28 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has much to say at ev
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import destroy_model_parallel, get_tp_group
 
 from inference.hybrid_engine import Rollout
-from utils import seeding
+from utils import heartbeat, seeding
 from utils.hints import Prompt
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 BATCHED_TOKENS = 8_192  # of prompts that one forward pass on a CPU takes, where the longest is not longer
+
+
+class Beats(tqdm):
+    """vLLM's progress bar, for the heartbeat only: nothing is shown."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings, file=io.StringIO())
+
+    def update(self, n: float = 1) -> bool | None:
+        heartbeat.progress()
+        return super().update(n)
 
 
 class VLLMEngine:
@@ -79,6 +92,7 @@ class VLLMEngine:
 
     @torch.no_grad()
     def sync(self) -> None:
+        heartbeat.phase("sync")
         if self.weights is None:
             return
         if self.is_asleep:  # weights, sync, then the cache: never all three at once
@@ -118,7 +132,7 @@ class VLLMEngine:
             )
             for prompt in prompts
         ]  # fmt: skip
-        outputs = self.llm.generate(requests, parameters, use_tqdm=False) if requests else []
+        outputs = self.llm.generate(requests, parameters, use_tqdm=Beats) if requests else []
         groups = []
         for prompt, output in list(zip(prompts, outputs, strict=True))[mine]:
             group = [

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT, Score
+from utils import heartbeat
 
 TIMEOUT = Score(0.0, False, "timeout")
 CRASHED = Score(0.0, False, "verifier crashed")
@@ -123,6 +124,7 @@ class Pool:
 
     def judge(self, comparison: Comparison) -> Score:
         worker = self.idle.get()
+        heartbeat.progress()
         try:
             return worker.judge(comparison)
         finally:

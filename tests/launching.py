@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.runs import read_metrics
@@ -29,21 +30,23 @@ def to_words(flags: dict) -> list[str]:
 
 
 def launch(
-    script: str, flags: dict, num_processes: int, interrupt: tuple[Path, str] | None = None, **variables: str
+    script: str, flags: dict, num_processes: int, interrupt: tuple[Path, str] | None = None,
+    fault: Callable[[], None] | None = None, **variables: str
 ) -> subprocess.CompletedProcess:
     """The script under the real `deepspeed` launcher on `num_processes` processes of this machine."""
-    return launch_words(script, to_words(flags), num_processes, interrupt, **variables)
+    return launch_words(script, to_words(flags), num_processes, interrupt, fault, **variables)
 
 
 def launch_words(
-    script: str, words: list[str], num_processes: int, interrupt: tuple[Path, str] | None = None, **variables: str
+    script: str, words: list[str], num_processes: int, interrupt: tuple[Path, str] | None = None,
+    fault: Callable[[], None] | None = None, **variables: str
 ) -> subprocess.CompletedProcess:
     """The same with the words of the command line as they are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
-    result = run(command + words, interrupt, **variables)
+    result = run(command + words, interrupt, fault, **variables)
     assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is left behind"
     return result
 
@@ -54,10 +57,12 @@ def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedPro
 
 
 def run(
-    command: list[str], interrupt: tuple[Path, str] | None = None, **variables: str
+    command: list[str], interrupt: tuple[Path, str] | None = None,
+    fault: Callable[[], None] | None = None, **variables: str
 ) -> subprocess.CompletedProcess:
     """The command from the repository root. On a timeout all its processes are killed, and the output is shown.
-    `interrupt` = (file, text): SIGTERM goes to the last process started, as soon as the file has the text.
+    `interrupt` = (file, text): SIGTERM goes to the last process started, as soon as the file has the text. `fault` is
+    called once the processes have been started, to do something to them.
 
     The result carries `mark`, for `survivors`.
     """
@@ -71,6 +76,8 @@ def run(
         if interrupt is not None:
             wait_for(*interrupt)
             os.kill(max(marked(mark)), signal.SIGTERM)
+        if fault is not None:
+            fault()
         stdout, stderr = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inference.hybrid_engine import Rollout
-from rewards import pool, score
+from rewards import pool, score, worker
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT
 from rewards.pool import CRASHED, TIMEOUT, Comparison, Pool
 from utils import metrics
@@ -184,6 +185,51 @@ def test_an_endless_comparison_is_a_timeout():
     workers.close()
 
 
+# The real worker but for the comparison, which takes what the answer says.
+GREEDY = """
+import os, time
+from rewards import worker
+def compare(target, answer):
+    if answer == "memory":
+        taken = [bytearray(2**28) for _ in range(64)]  # 16 GiB
+    while answer.startswith("time"):
+        sum(range(100_000))
+    return "equal"
+worker.prepare()
+worker.prepare, worker.compare = (lambda: None), compare
+worker.main()
+"""
+
+
+def test_memory_beyond_the_limit_is_a_crash_of_the_worker_alone():
+    workers = Pool(1, time_limit=60.0, command=(sys.executable, "-c", GREEDY))
+    comparisons = [Comparison("a", answer) for answer in ("b", "memory", "c")]
+    assert workers.judge_all(comparisons) == [CORRECT, CRASHED, CORRECT]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20  # KiB
+    workers.close()
+
+
+def test_a_worker_that_nobody_watches_ends_after_its_processor_time():
+    """Its parent is stopped, say: the worker is given 0.1 seconds, and nobody kills it."""
+    process = subprocess.Popen([sys.executable, "-c", GREEDY], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdin.write(b'["a", "time", 0.1]\n')
+    process.stdin.flush()
+    assert process.wait(timeout=60) in (-signal.SIGXCPU, -signal.SIGKILL)
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_real_comparisons_fit_into_the_memory_limit_many_times():
+    """The address space after the hardest that the tests know, against MAX_MEMORY."""
+    workers = Pool(1, time_limit=60.0)
+    workers.judge_all(REAL)
+    status = Path(f"/proc/{workers.workers[0].process.pid}/status").read_text()
+    peak = int(status.split("VmPeak:")[1].split()[0]) * 1024
+    workers.close()
+    assert peak < worker.MAX_MEMORY / 4, peak
+
+
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_worker_outlives_its_parent(end):
     program = f"""
@@ -255,7 +301,7 @@ def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeyp
     groups = [[Rollout(prompt, [text], [0.0], "stop") for text in texts] for texts in (["x+1", "1+x"], ["x+2", "x+3"])]
     scores = metrics.verify(groups, None)
     assert scores == [[CORRECT, CORRECT], [TIMEOUT, CRASHED]]
-    watch = metrics.Stopwatch()
+    watch = metrics.Stopwatch(step=1)
     watch.seconds["seconds/rollout"] = 1.0
     line = metrics.rollout_metrics(groups, scores, watch)
     assert line["verifier_timeouts"] == 2 and line["accuracy"] == 0.5 and line["flat_groups"] == 1.0

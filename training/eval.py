@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import load_engine
-from utils import distributed
+from utils import distributed, heartbeat
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
 from utils.hints import build_prompt
@@ -51,7 +51,7 @@ class Args:
     kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process (vllm: on a CPU only)
     engine_memory_fraction: float = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
     tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
-    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    timeout_minutes: float = 30.0  # a process that gets nowhere, or waits for the others, for so long ends the run
     overwrite: bool = False  # replace the results in output_dir
     check: bool = False  # check everything that needs no model, print the plan, and stop
 
@@ -83,6 +83,7 @@ def main(args: Args) -> None:
         return
 
     device = distributed.init(args.timeout_minutes)
+    heartbeat.start(args.output_dir, args.timeout_minutes)
     output_dir = Path(args.output_dir)
     if distributed.is_main():
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import build_engine
-from utils import checkpoint, distributed, interruption, seeding
+from utils import checkpoint, distributed, heartbeat, interruption, seeding
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir, require
 from utils.data import Problem, best_constant_answer, problems_of_step
 from utils.dry_run import dry_run
@@ -85,7 +85,7 @@ class Args:
     max_logprob_mismatch: float = 0.1  # the run stops if engine and actor differ by more, nats per token on average
     old_logprobs: Literal["actor", "engine"] = "actor"  # of the sampling policy: recomputed, or what the engine said
     max_engine_ratio: float = 2.0  # engine's: importance weights are truncated here, per token
-    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    timeout_minutes: float = 30.0  # a process that gets nowhere, or waits for the others, for so long ends the run
     tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
     dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
@@ -141,6 +141,7 @@ def main(args: Args) -> None:
 
     lock_output_dir(args.output_dir)
     device = distributed.init(args.timeout_minutes)
+    heartbeat.start(args.output_dir, args.timeout_minutes)
     dtype = resolve_dtype(args.dtype, device)
     actor = Actor(
         load_model(args.model, dtype), betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
@@ -183,7 +184,7 @@ def main(args: Args) -> None:
             checkpoint.save(args.output_dir, done, actor, tokenizer, run, args.keep_last, args.keep_every)
         if is_end or is_interrupted:
             break
-        step, watch = done + 1, Stopwatch()
+        step, watch = done + 1, Stopwatch(done + 1)
 
         # 1. problems
         problems = distributed.share(problems_of_step(inputs.problems, step, args.prompts_per_step, args.seed))

@@ -17,7 +17,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference.hybrid_engine import Rollout, build_engine
-from utils import checkpoint, distributed, interruption
+from utils import checkpoint, distributed, heartbeat, interruption
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir
 from utils.data import best_constant_answer, problems_of_step
 from utils.dry_run import dry_run
@@ -75,7 +75,7 @@ class Args:
     engine_memory_fraction: float = 0.3  # vllm: share of the GPU's memory that it takes, its weights included
     sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
     tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
-    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run
+    timeout_minutes: float = 30.0  # a process that gets nowhere, or waits for the others, for so long ends the run
     tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
     dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
     dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
@@ -133,6 +133,7 @@ def main(args: Args) -> None:
 
     lock_output_dir(args.output_dir)
     device = distributed.init(args.timeout_minutes)
+    heartbeat.start(args.output_dir, args.timeout_minutes)
     actor = Actor(
         load_model(args.model, resolve_dtype(args.dtype, device)), betas=(args.beta1, args.beta2),
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=1.0, zero_stage=args.zero_stage,
@@ -174,7 +175,7 @@ def main(args: Args) -> None:
             checkpoint.save(args.output_dir, done, actor, tokenizer, run, args.keep_last, args.keep_every)
         if is_end or is_interrupted:
             break
-        step, watch = done + 1, Stopwatch()
+        step, watch = done + 1, Stopwatch(done + 1)
 
         # 1. problems
         problems = distributed.share(problems_of_step(demonstrations, step, args.prompts_per_step, args.seed))

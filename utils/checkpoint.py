@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from utils import distributed
-from utils.checks import is_first_process, require, world_size
+from utils import distributed, heartbeat
+from utils.checks import is_first_process, require, world_size, writing
 from utils.data import Problem, fingerprint
 from utils.logger import plain
 from utils.zero import Actor
@@ -108,6 +108,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def hash_of(path: Path) -> str:
+    heartbeat.progress()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -143,33 +144,41 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
          keep_last: int, keep_every: int) -> None:  # fmt: skip
     """Write checkpoint `step` of the run that `describe_run` describes; then drop the older ones but the `keep_last`
     newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks call together."""
+    heartbeat.phase("checkpoint")
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
-    if distributed.is_main():
-        for abandoned in folder.glob(".step_*.partial"):
-            shutil.rmtree(abandoned)
-        partial.mkdir(parents=True)
-    distributed.barrier()
-    actor.save(partial / "state")
+    with writing(final, remove=partial):
+        if distributed.is_main():
+            for abandoned in folder.glob(".step_*.partial"):
+                shutil.rmtree(abandoned)
+            partial.mkdir(parents=True)
+        distributed.barrier()
+        write(partial, actor, tokenizer)
+        if distributed.is_main():
+            files = {str(path.relative_to(partial)): [path.stat().st_size, hash_of(path)] for path in files_in(partial)}
+            manifest = {"step": step, "run": run, "files": files}
+            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            for path in (*partial.rglob("*"), partial):
+                force_to_disk(path)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            write_latest(folder, step)
+            for old in superfluous(folder, keep_last, keep_every):
+                gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
+                shutil.rmtree(gone)
+        distributed.barrier()
+
+
+def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """`state/` and `hf/` in `folder`. All ranks call together."""
+    actor.save(folder / "state")
     weights = {}
     for bucket in actor.whole_weights():
         if distributed.is_main():
             weights |= {name: weight.to("cpu", copy=True) for name, weight in bucket.items()}
     if distributed.is_main():
-        actor.policy.model.save_pretrained(partial / "hf", state_dict=weights)
-        tokenizer.save_pretrained(partial / "hf")
-    distributed.barrier()
-    if distributed.is_main():
-        files = {str(path.relative_to(partial)): [path.stat().st_size, hash_of(path)] for path in files_in(partial)}
-        (partial / "manifest.json").write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1) + "\n")
-        for path in (*partial.rglob("*"), partial):
-            force_to_disk(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        write_latest(folder, step)
-        for old in superfluous(folder, keep_last, keep_every):
-            gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
-            shutil.rmtree(gone)
+        actor.policy.model.save_pretrained(folder / "hf", state_dict=weights)
+        tokenizer.save_pretrained(folder / "hf")
     distributed.barrier()
 
 

@@ -1,16 +1,21 @@
 """Bad input is found before any model loads, and told in one line: the flag, the value, the rule."""
 
+import contextlib
 import fcntl
 import math
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import tyro
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from utils import heartbeat
 
 LOCK = ".lock"  # file in an output folder that a run holds locked
 
@@ -20,14 +25,20 @@ class BadInput(Exception):
 
 
 class RunStopped(Exception):
-    """The run must not go on. All ranks raise it together; the message says why, and what to look at."""
+    """The run must not go on. The message says why, and what to look at; the first rank that raises it tells.
+    A folder `remove` is removed once no rank can be writing into it."""
+
+    def __init__(self, message: str, remove: Path | None = None) -> None:
+        super().__init__(message)
+        self.remove = remove
 
 
 def launch(main: Callable, args_class: type) -> None:
     """Parse the command line into `args_class` and call `main` with it.
 
     Bad input ends the process with one line on stderr (from the first rank) and exit status 2, a run that must stop
-    with one and exit status 1; so does a lack of memory, on whichever rank.
+    with one and exit status 1; so does a lack of memory. Any error of one process ends all, and is told last: see
+    utils/heartbeat.py.
     """
     from utils import out_of_memory  # imports torch, and this module
 
@@ -38,19 +49,19 @@ def launch(main: Callable, args_class: type) -> None:
         settings = vars(args)
         main(args)
     except BadInput as error:
+        heartbeat.stop()
         if is_first_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunStopped as error:
-        if is_first_process():
-            print(f"\nstopped: {error}", file=sys.stderr, flush=True)  # a progress bar may be on this line
-        sys.stderr.flush()
+        heartbeat.fail(str(error), error.remove)
         os._exit(1)
-    except (RuntimeError, MemoryError) as error:
-        message = out_of_memory.describe(error, settings)
-        if message is None:
+    except Exception as error:
+        shortage = out_of_memory.describe(error, settings)
+        if shortage is not None:
+            heartbeat.fail(shortage)
+        elif not heartbeat.fail_by(error):
             raise
-        out_of_memory.tell(message)
         os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -109,10 +120,31 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
     folder = Path(output_dir)
     require(not (resume and overwrite), "--resume", resume, "cannot be combined with --overwrite")
     require(not folder.exists() or folder.is_dir(), "--output_dir", output_dir, "is a file, not a folder")
-    is_used = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+    is_used = folder.exists() and any(path.name not in (LOCK, heartbeat.FOLDER) for path in folder.iterdir())
     if is_used and not resume and not overwrite:
         raise BadInput(f"flag --output_dir {output_dir}: is not empty; give --resume to go on with the run in it, "
                        "or --overwrite to replace it")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    require(os.access(existing, os.W_OK | os.X_OK), "--output_dir", output_dir, f"{existing} cannot be written to")
+
+
+@contextlib.contextmanager
+def writing(what: Path, remove: Path | None = None) -> Iterator[None]:
+    """What cannot be written inside ends the run, with one line; the folder `remove` is removed then.
+
+    Raises:
+        RunStopped: in place of the errors of Python, PyTorch and safetensors for a disk that is full or broken.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if heartbeat.is_of_others(error):
+            raise
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        free = shutil.disk_usage(next(path for path in (what, *what.absolute().parents) if path.exists())).free
+        message = (f"{what} cannot be written: {type(error).__name__}: {first_line} ({free / 2**30:.2f} GiB are free "
+                   "there). The checkpoints before are whole: --resume goes on from the latest")
+        raise RunStopped(message, remove) from error
 
 
 _locks: list[TextIO] = []  # held until the process ends, however it ends
@@ -122,17 +154,21 @@ def lock_output_dir(output_dir: str) -> None:
     """Make the folder and take it for this run, in the first process. Raises BadInput where another run has it."""
     if not is_first_process():
         return
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    lock = (Path(output_dir) / LOCK).open("a+")
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        lock = (Path(output_dir) / LOCK).open("a+")
+    except OSError as error:
+        raise BadInput(f"flag --output_dir {output_dir}: cannot be written to ({error})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
         raise BadInput(f"flag --output_dir {output_dir}: another run is writing there, process {lock.read().strip()}"
                        ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+    with contextlib.suppress(OSError):  # a full disk; the lock holds without a name in it
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
     _locks.append(lock)
 
 

@@ -15,6 +15,10 @@ import torch.distributed as dist
 import transformers
 from torch.utils import cpp_extension
 
+from utils import heartbeat
+
+MARGIN = 1.0  # minutes: the heartbeat, which can tell who is behind, speaks before a collective gives up
+
 
 def init(timeout_minutes: float = 30) -> torch.device:
     """Join the other ranks (nccl with CUDA, gloo without) and return this rank's device.
@@ -41,7 +45,7 @@ def init(timeout_minutes: float = 30) -> torch.device:
     _forget_abandoned_locks()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(backend, timeout=timedelta(minutes=timeout_minutes), verbose=False)
+        deepspeed.init_distributed(backend, timeout=timedelta(minutes=timeout_minutes + MARGIN), verbose=False)
         _unlink_shared_memory()
     return device
 
@@ -134,5 +138,6 @@ def barrier() -> None:
 
 def shutdown() -> None:
     """Leave the group, so that the process ends without the warnings of an abandoned one."""
+    heartbeat.stop()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -9,7 +9,7 @@ from statistics import fmean, variance
 from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import Engine, Rollout, decode
-from utils import distributed
+from utils import distributed, heartbeat
 from utils.data import Problem
 from utils.hints import build_prompt, encode
 from utils.metrics import verify
@@ -45,6 +45,7 @@ def evaluate(
     bos: bool,
 ) -> list[Response]:
     """The greedy response to every problem, in their order, on every rank. The problems are divided over the ranks."""
+    heartbeat.phase("evaluation")
     mine = distributed.share(list(problems))
     prompts = [build_prompt(problem, tokenizer, max_prompt_length, bos) for problem in mine]
     return _judged(engine.generate(prompts, 1, max_response_length, temperature=0.0), tokenizer)
@@ -63,6 +64,7 @@ def evaluate_samples(
 ) -> list[Response]:
     """`num_samples` sampled responses to every problem, problem by problem, on every rank. Each is drawn by (seed, step
     0, problem, sample), however the problems are divided over the ranks."""
+    heartbeat.phase("evaluation")
     mine = distributed.share(list(problems))
     prompts = [build_prompt(problem, tokenizer, max_prompt_length, bos) for problem in mine]
     groups = engine.generate(prompts, num_samples, max_response_length, temperature, seed, step=0)

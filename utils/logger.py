@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from utils.checks import writing
 from utils.tracking import Tracker
 
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
@@ -180,10 +181,16 @@ class Logger:
         suffix, mode = ("", "w") if resume_step is None else (f".resumed_at_{resume_step}", "a")
         settings = dataclasses.asdict(args) if dataclasses.is_dataclass(args) else args
         for name, content in (("args", settings), ("environment", environment())):
-            write_atomically(output_dir / f"{name}{suffix}.json", json.dumps(plain(content), indent=2) + "\n")
+            path = output_dir / f"{name}{suffix}.json"
+            with writing(path):
+                write_atomically(path, json.dumps(plain(content), indent=2) + "\n")
         self.files = {}
         for name in ("metrics", "samples"):
             path = output_dir / f"{name}.jsonl"
+            with writing(path):
+                if resume_step is not None:
+                    cut_after(path, resume_step)
+                self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
             if resume_step is not None:
                 cut_after(path, resume_step)
             self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
@@ -242,6 +249,9 @@ class Logger:
 
     def _write(self, name: str, entry: dict) -> None:
         if self.is_main:
+            with writing(Path(self.files[name].name)):
+                self.files[name].write(json_line(entry))
+                self.files[name].flush()
             self.files[name].write(json_line(entry))
             self.files[name].flush()
             if name == "metrics" and self.tracker is not None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import Rollout, completion_text, decode
 from rewards import Score, pool, score_all
-from utils import distributed
+from utils import distributed, heartbeat
 from utils.checks import RunStopped
 from utils.losses import masked_mean
 from utils.packing import pack
@@ -138,11 +138,16 @@ class LossMeans:
         return {name: totals[name] / num_updates for name in names} | maxima
 
 
-class Stopwatch:
-    """Seconds between laps, under the names of the metrics."""
+AFTER = {"sync": "rollout", "rollout": "reward", "reward": "logprobs", "logprobs": "update", "batch": "update",
+         "update": "log"}  # lap -> the phase that begins with its end, where a stall is said to be
 
-    def __init__(self) -> None:
+
+class Stopwatch:
+    """Seconds between laps, under the names of the metrics; and which phase of `step` this process is in."""
+
+    def __init__(self, step: int) -> None:
         self.seconds: dict[str, float] = {}
+        heartbeat.phase("problems", step)
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -151,4 +156,5 @@ class Stopwatch:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds[f"seconds/{name}"] = self.seconds.get(f"seconds/{name}", 0.0) + now - self.last
+        heartbeat.phase(AFTER[name])
         self.last = now

@@ -2,23 +2,19 @@
 
 import os
 import re
-import sys
 import traceback
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
-from utils.checks import is_first_process, world_size
+from utils.checks import world_size
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|std::bad_alloc|Cannot allocate memory")
 ASKED_FOR = re.compile(r"[Tt]ried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))")
-PEER_IS_GONE = re.compile("Connection closed by peer|Connection reset by peer|Broken pipe")
 UPDATE = ("max_tokens_per_micro_batch", "gradient_checkpointing", "offload", "zero_stage", "engine")
 WEIGHTS = ("offload", "zero_stage", "engine")
 GENERATION = ("kv_cache_gb", "zero_stage", "engine")
@@ -48,9 +44,9 @@ ADVICE = {
 
 
 def describe(error: BaseException, settings: Mapping[str, Any]) -> str | None:
-    """The line for an error that says that memory is missing, or that another process is gone; None for any other."""
+    """The line for an error that says that memory is missing; None for any other."""
     if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error))):
-        return "another process of this run has ended" if PEER_IS_GONE.search(str(error)) else None
+        return None
     phase, flags = phase_of(error)
     asked = ASKED_FOR.search(str(error))
     sizes = [f"{int(asked[1]) / GIB:.2f} GiB more were asked for" if asked[1] else f"{asked[2]} more were asked for"
@@ -88,21 +84,3 @@ def advice(flags: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
     }
     named = [name if name != "engine" else "engine_memory_fraction" for name in flags]
     return [ADVICE[name].format(settings[name]) for name in named if name in settings and helps[name]]
-
-
-def tell(message: str) -> None:
-    """Print it on stderr, unless another process of this run has told why it ends: the one that ended first did."""
-    if is_first_to_end():
-        print(f"\nstopped: {message}", file=sys.stderr, flush=True)
-
-
-def is_first_to_end() -> bool:
-    """Whether no other process has asked this. The first process keeps the count: where it is gone, it was first."""
-    if not dist.is_initialized() or world_size() == 1:
-        return is_first_process()
-    try:
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-                              timeout=timedelta(seconds=5))
-        return store.add("ended", 1) == 1
-    except (RuntimeError, ValueError):
-        return is_first_process()

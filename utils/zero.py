@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from utils import distributed
+from utils import distributed, heartbeat
 from utils.linear import use_onednn
 from utils.packing import MicroBatch
 from utils.policy import Policy
@@ -25,6 +25,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    heartbeat.progress()
     return use_onednn(AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa"))
 
 
@@ -59,6 +60,7 @@ class Scorer:
         return self._forward(micro_batch, with_entropies=True)
 
     def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
+        heartbeat.progress()
         return self.engine(micro_batch.input_ids, micro_batch.position_ids, micro_batch.attention_mask,
                            micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
 
@@ -85,6 +87,7 @@ class Actor(Scorer):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()  # transformers checkpoints in training mode only
+        heartbeat.progress()
         policy = Policy(model)
         self.zero_stage = zero_stage
         adam = deepspeed.ops.adam.DeepSpeedCPUAdam if offload and zero_stage > 0 else torch.optim.AdamW
@@ -101,6 +104,7 @@ class Actor(Scorer):
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
+        heartbeat.progress()
         one_or_nan = 1 + 0 * loss.detach()  # a bad loss may have good gradients: a clipped token's are zero
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * (one_or_nan * distributed.world_size()))
@@ -111,6 +115,7 @@ class Actor(Scorer):
         Infinity says that the update was skipped, on all ranks: the gradients are gone; weights, master copies,
         optimiser states and their step counters are bit for bit what they were.
         """
+        heartbeat.progress()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
@@ -133,6 +138,7 @@ class Actor(Scorer):
             return
         bucket: dict[str, nn.Parameter] = {}
         for last, (name, parameter) in enumerate(named.items(), start=1 - len(named)):
+            heartbeat.progress()
             bucket[name] = parameter
             if last == 0 or sum(p.ds_numel for p in bucket.values()) >= GATHER_BUCKET:
                 with deepspeed.zero.GatheredParameters(list(bucket.values())):

@@ -1,0 +1,320 @@
+"""Where every process of a run is, and the end of all of them when one stalls, dies or fails.
+
+Each process keeps `<output_dir>/.heartbeat/rank_R`: step, phase, and once a second a sign of life. It holds a lock on
+that file for as long as it lives. A thread of each process looks at all of them:
+
+- no progress for the limit (a collective that others do not join is none): every process dumps its stacks to stderr and
+  `<output_dir>/stall_rank_R.txt`, and the run ends with a line that names the one that is behind;
+- a lock is free though its process did not take leave: killed, crashed or out of memory;
+- a process says that it failed.
+
+Time counts while a process runs: not while it is stopped, and not by a clock that somebody may set. Nothing here needs
+the others to answer.
+"""
+
+import contextlib
+import faulthandler
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+FOLDER = ".heartbeat"  # in an output folder
+TICK = 0.5  # seconds between two looks
+SILENT = 4.0  # seconds without a sign of life: the process is stopped, or native code keeps the interpreter
+PATIENCE = 5.0  # seconds to wait for the last words of the others
+COLLECTIVES = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
+# In the errors of a collective whose other side has gone:
+CONNECTION = ("gloo", "nccl", "connection", "socket", "distbackend", "distnetwork", "diststore")
+GONE = "was killed (out of memory? see dmesg) or crashed"
+
+
+class _Heart:
+    def __init__(self, output_dir: str, limit: float) -> None:
+        self.rank, self.num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.output_dir, self.folder, self.limit = Path(output_dir), Path(output_dir) / FOLDER, limit
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stacks_of(self.rank).unlink(missing_ok=True)  # of an earlier run
+        self.main_thread = threading.get_ident()
+        self.beats = 0  # signs of progress
+        self.idle = 0.0  # seconds since the last one
+        self.record: dict[str, Any] = {
+            "rank": self.rank, "host": socket.gethostname(), "process": os.getpid(), "step": 0, "phase": "start-up",
+            "phases": 0, "state": "runs", "ticks": 0, "idle": 0.0, "waits": False,
+        }  # fmt: skip
+        self.others: dict[int, dict[str, Any]] = {}  # last record, `seen` (when its ticks changed), `alive`
+        self.descriptor = os.open(self.folder / f"rank_{self.rank}", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)  # whoever looks holds it shared, for a moment
+        os.ftruncate(self.descriptor, 0)
+        self.write()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, name="heartbeat", daemon=True)
+        self.thread.start()
+
+    def stacks_of(self, rank: int | str) -> Path:
+        return self.output_dir / f"stall_rank_{rank}.txt"
+
+    def write(self, **changes: Any) -> None:
+        self.record.update(changes)
+        text = json.dumps(self.record).encode()
+        with contextlib.suppress(OSError):  # a full disk is for those to tell who lose something by it
+            os.pwrite(self.descriptor, text.ljust(1024), 0)
+
+    # ----- looking -----
+
+    def look(self) -> None:
+        """Bring `others` up to date. A process counts once it has been seen alive: before, its file is an old run's."""
+        for rank in range(self.num_ranks):
+            if rank == self.rank:
+                continue
+            try:
+                descriptor = os.open(self.folder / f"rank_{rank}", os.O_RDONLY)
+            except OSError:
+                continue
+            try:
+                alive = is_locked(descriptor)  # first: the record of a dead process is its last
+                record = json.loads(os.read(descriptor, 4096))
+            except ValueError:  # about to be written
+                continue
+            finally:
+                os.close(descriptor)
+            before = self.others.get(rank)
+            if before is None and not alive:
+                continue
+            now = time.monotonic()
+            is_new = before is None or before["ticks"] != record["ticks"]
+            gone = None if alive else before["gone"] or now
+            self.others[rank] = record | {"alive": alive, "seen": now if is_new else before["seen"], "gone": gone}
+
+    def living(self) -> list[int]:
+        """The ranks that live and answer, this one included."""
+        return sorted([self.rank] + [rank for rank, one in self.others.items() if one["alive"] and not is_silent(one)])
+
+    def failure(self) -> dict[str, Any] | None:
+        """The record of the process that failed or died first, with the `reason`: the line that tells of it."""
+        found = [one | {"since": one["failed_at"]} for one in (*self.others.values(), self.record)
+                 if one["state"] == "failed"]
+        found += [one | {"since": one["gone"] - 2 * TICK, "reason": f"{described(one)} {GONE}"}  # seen a tick late
+                  for one in self.others.values() if not one["alive"] and one["state"] == "runs"]
+        return min(found, key=lambda one: (one["since"], one["rank"]), default=None)
+
+    def behind(self) -> dict[str, Any]:
+        """The record of the process that the others wait for: in the earliest phase; of several there one that does not
+        answer, then one that is in no collective, then the one that has been without progress for longest."""
+        everyone = [self.record | {"idle": self.idle}]
+        for one in self.others.values():
+            silence = time.monotonic() - one["seen"] if is_silent(one) else 0.0
+            everyone.append(one | {"idle": one["idle"] + silence, "silent": silence > 0})
+        return min(everyone, key=lambda one: (one["phases"], not one.get("silent"), one["waits"], -one["idle"]))
+
+    # ----- the thread -----
+
+    def watch(self) -> None:
+        last_beats, last_time = self.beats, time.monotonic()
+        while not self.over.wait(TICK):
+            now = time.monotonic()
+            # A process that was stopped made no progress, but that is not its fault: what counts is time that it had.
+            self.idle = self.idle + min(now - last_time, 4 * TICK) if self.beats == last_beats else 0.0
+            last_beats, last_time = self.beats, now
+            self.write(ticks=self.record["ticks"] + 1, idle=self.idle, waits=self.in_collective())
+            self.look()
+            failure, states = self.failure(), {one["state"] for one in self.others.values() if one["alive"]}
+            if self.over.is_set():
+                return
+            if failure is not None:
+                self.follow(failure)
+            if self.idle > self.limit or states & {"stalled", "dumped"}:
+                self.end_stalled()
+
+    def in_collective(self) -> bool:
+        frame = sys._current_frames().get(self.main_thread)
+        while frame is not None:
+            if any(part in frame.f_code.co_filename for part in COLLECTIVES):
+                return True
+            frame = frame.f_back
+        return False
+
+    def follow(self, failure: dict[str, Any]) -> NoReturn:
+        """End because another process failed or died. One that failed tells why itself, once the others are gone; for
+        one that died the first of the living does."""
+        self.write(state="over")
+        if failure["state"] != "failed":
+            self.look()
+            if self.rank == self.living()[0]:
+                say(failure["reason"])
+            else:
+                self.wait_for_end_of(self.living()[0])
+        os._exit(1)
+
+    def end_stalled(self) -> NoReturn:
+        self.write(state="stalled")
+        text = f"rank {self.rank} in step {self.record['step']}, {self.record['phase']}: no progress for " \
+               f"{self.idle:.0f} s; its threads, innermost call first\n"
+        path = self.stacks_of(self.rank)
+        try:
+            with path.open("w+") as file:
+                file.write(text)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+                file.seek(0)
+                os.write(2, f"\n{file.read()}".encode())
+        except OSError:  # the disk may be what stalls
+            os.write(2, text.encode())
+            faulthandler.dump_traceback(2, all_threads=True)
+        self.write(state="dumped")
+        self.look()
+        speaker = self.living()[0]
+        if self.rank != speaker:
+            self.wait_for_end_of(speaker)
+            os._exit(1)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and any(self.others[rank]["state"] != "dumped" for rank in self.living()[1:]):
+            time.sleep(0.1)
+            self.look()
+        self.kill_silent()
+        cause = self.behind()
+        what = f"made no progress for {cause['idle']:.0f} s"
+        if cause["idle"] < self.limit / 2:
+            what = f"keeps the others waiting for {self.limit:.0f} s"
+        why = ", and does not answer: stopped, or stuck in native code" if cause.get("silent") else ""
+        say(f"{described(cause)} {what} (--timeout_minutes {self.limit / 60:g}){why}. Stacks: {self.stacks_of('*')}")
+        os._exit(1)
+
+    def kill_silent(self) -> None:
+        """DeepSpeed's launcher would give each process that does not answer 30 seconds, one after the other. If it can,
+        it shows its stacks first: see `faulthandler.register` in `start`."""
+        silent = [one for one in self.others.values() if one["alive"] and is_silent(one)
+                  and one["host"] == self.record["host"]]
+        for number in (signal.SIGUSR2, signal.SIGKILL):
+            for one in silent:
+                with contextlib.suppress(OSError):
+                    os.kill(one["process"], number)
+            time.sleep(0.5 if silent else 0)
+
+    def wait_for_end_of(self, rank: int) -> None:
+        end = time.monotonic() + 2 * PATIENCE
+        while time.monotonic() < end and self.others[rank]["alive"]:
+            time.sleep(0.1)
+            self.look()
+
+    # ----- the main thread -----
+
+    def fail(self, reason: str, remove: Path | None) -> None:
+        """Tell the others, wait until they are gone, and say why as the last; or leave that to one that failed before.
+        The caller then ends the process."""
+        for number in (signal.SIGTERM, signal.SIGINT):  # by the launcher, as soon as the first process has ended
+            signal.signal(number, signal.SIG_IGN)
+        self.over.set()
+        self.write(state="failed", reason=reason[:600], failed_at=time.monotonic())
+        end = time.monotonic() + PATIENCE
+        while True:
+            self.look()
+            first = self.failure()
+            if first["rank"] != self.rank and first["state"] == "failed":
+                return
+            if time.monotonic() > end or not any(one["alive"] for one in self.others.values()):
+                if remove is not None:
+                    shutil.rmtree(remove, ignore_errors=True)
+                say(first["reason"])
+                return
+            time.sleep(0.1)
+
+
+def is_silent(record: dict[str, Any]) -> bool:
+    return time.monotonic() - record["seen"] > SILENT
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether another process holds the lock that comes with a life. These locks are gone with the process, whatever
+    ends it, and are not inherited by the processes it starts."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    fcntl.lockf(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def described(record: dict[str, Any]) -> str:
+    return (f"rank {record['rank']} (process {record['process']} on {record['host']}), in step {record['step']}, "
+            f"{record['phase']},")
+
+
+def say(reason: str) -> None:
+    os.write(2, f"\nstopped: {reason}\n".encode(errors="backslashreplace"))
+
+
+# ----- for the run -----
+
+_heart: _Heart | None = None
+
+
+def start(output_dir: str, timeout_minutes: float) -> None:
+    """From here on this process is watched, and watches. The ranks are those of the launcher's environment.
+
+    A signal USR2 shows the stacks of a run on stderr, and lets it go on.
+    """
+    global _heart
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    _heart = _Heart(output_dir, timeout_minutes * 60)
+
+
+def phase(name: str, step: int | None = None) -> None:
+    """This process begins a phase that all processes go through in the same order."""
+    if _heart is not None:
+        _heart.beats += 1
+        changes = {"phase": name, "phases": _heart.record["phases"] + 1}
+        _heart.write(**changes if step is None else changes | {"step": step})
+
+
+def progress() -> None:
+    """A sign of progress within a phase. It costs next to nothing."""
+    if _heart is not None:
+        _heart.beats += 1
+
+
+def stop() -> None:
+    """This process takes its leave: that it ends is no failure."""
+    global _heart
+    if _heart is not None:
+        heart, _heart = _heart, None
+        heart.over.set()
+        heart.thread.join()
+        heart.write(state="ended")
+        os.close(heart.descriptor)  # and with it the lock
+
+
+def fail(reason: str, remove: Path | None = None) -> None:
+    """This process cannot go on, for `reason`. All others end; then the folder `remove` is removed, if one is given,
+    and stderr gets one last line with the reason of the process that failed first. The caller ends this one."""
+    if _heart is not None:
+        _heart.fail(reason, remove)
+    elif os.environ.get("RANK", "0") == "0":
+        say(reason)
+
+
+def fail_by(error: Exception) -> bool:
+    """The same for an error that nobody expected, with its traceback, unless it comes of another process's end. False
+    where nothing watches."""
+    if _heart is None:
+        return False
+    if is_of_others(error):
+        time.sleep(PATIENCE)  # for the thread to find out who it was, and to end this process
+    traceback.print_exception(error)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    _heart.fail(f"{described(_heart.record)} {type(error).__name__}: {first_line}", None)
+    return True
+
+
+def is_of_others(error: Exception) -> bool:
+    """Whether `error` is a collective's, and says that another process is gone."""
+    return any(word in f"{type(error).__name__} {error}".lower() for word in CONNECTION)
