@@ -1,17 +1,21 @@
 """Checkpoints that are kept, found, refused: all that needs no model. tests/test_training.py resumes real runs."""
 
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.launching import ROOT
+from tests.launching import ROOT, start, succeed, training_lines
 from tests.models import make_problem
 from utils import checkpoint
 from utils.checkpoint import damage, describe_run, differences, files_in, find, hash_of, superfluous
 from utils.checks import BadInput, lock_output_dir
+from utils.zero import weights_only
 
 WEIGHTS = "hf/model.safetensors"
 PROBLEMS = [make_problem(0), make_problem(1)]
@@ -149,3 +153,37 @@ def test_a_folder_is_taken_by_one_run_until_it_ends_however_it_ends(tmp_path):
     lock_output_dir(str(tmp_path))
     checkpoint.clear(str(tmp_path))
     assert (tmp_path / ".lock").exists()
+
+
+class Trap:
+    """What a pickle can do: it names a function, and loading calls it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_states_are_loaded_without_running_what_a_file_names(tmp_path, monkeypatch):
+    file, sprung = tmp_path / "states.pt", tmp_path / "sprung"
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    torch.save({"step": torch.ones(2), "trap": Trap(sprung)}, file)
+    with weights_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=False)  # as DeepSpeed calls it
+    assert not sprung.exists() and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    torch.load(file, weights_only=False)
+    assert sprung.exists()  # else this would show nothing
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_run_is_resumed_at_the_other_stages_too(tmp_path, base_model, countdown_data, zero_stage):
+    """Stage 3 and exactness: tests/test_training.py. Other stages have other files."""
+    flags = {
+        "model": base_model, "data": countdown_data, "output_dir": tmp_path, "eval_problems": 2, "prompts_per_step": 4,
+        "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8,
+        "zero_stage": zero_stage,
+    }  # fmt: skip
+    succeed(start("training/sft.py", flags | {"total_steps": 1}))
+    succeed(start("training/sft.py", flags | {"total_steps": 2, "resume": True, "allow_changes": True}))
+    assert [line["step"] for line in training_lines(tmp_path)] == [1, 2]

@@ -191,9 +191,6 @@ class Logger:
                 if resume_step is not None:
                     cut_after(path, resume_step)
                 self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
-            if resume_step is not None:
-                cut_after(path, resume_step)
-            self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
         name, self.tracker = settings.get("tracker", "none"), None
         if name != "none":
             self.tracker = Tracker(name, output_dir, plain(settings), resume_step is not None, self.print)
@@ -252,8 +249,6 @@ class Logger:
             with writing(Path(self.files[name].name)):
                 self.files[name].write(json_line(entry))
                 self.files[name].flush()
-            self.files[name].write(json_line(entry))
-            self.files[name].flush()
             if name == "metrics" and self.tracker is not None:
                 self.tracker.log(plain(entry))
 

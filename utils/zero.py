@@ -1,11 +1,16 @@
 """Actor and reference on DeepSpeed ZeRO: sharded weights, gradients and optimiser states, whole weights on request."""
 
+import contextlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -45,6 +50,23 @@ def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, 
         "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
         "steps_per_print": 2**31,
     }
+
+
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """In here torch.load unpickles tensors and plain values, and of classes only those that DeepSpeed's states hold:
+    by itself DeepSpeed would let a file run whatever it says."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 class Scorer:
@@ -151,7 +173,8 @@ class Actor(Scorer):
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; same world size and ZeRO stage."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
+        with weights_only():
+            path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
         assert path is not None, f"DeepSpeed found no checkpoint in {folder}"
 
 
