@@ -11,7 +11,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from utils import tiny_base  # noqa: E402
+from utils import heartbeat, tiny_base  # noqa: E402
 from utils.tasks import countdown  # noqa: E402
 
 
@@ -20,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def no_heartbeat_goes_on():
+    """A script's `main` that a test has called, and that failed, must not be watched any longer: it would be ended."""
+    yield
+    heartbeat.stop()
 
 
 @pytest.fixture(scope="session")

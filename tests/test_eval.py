@@ -21,7 +21,7 @@ from inference.hybrid_engine import Rollout
 from tests.launching import launch, succeed
 from tests.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
-from utils import distributed
+from utils import distributed, heartbeat
 from utils.data import load_problems
 from utils.evaluation import (
     Response,
@@ -288,4 +288,5 @@ def test_overwriting_leaves_nothing_of_the_last_time(tmp_path, call, monkeypatch
     monkeypatch.setattr(eval_script, "load_engine", lambda *_, **__: math.nan.no_such_thing)
     with pytest.raises(AttributeError):
         call(tmp_path, model=models[:1], data=data_sets[:1], overwrite=True)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("responses.jsonl", "")]
+    files = [path for path in tmp_path.iterdir() if path.name != heartbeat.FOLDER]
+    assert [(path.name, path.read_text()) for path in files] == [("responses.jsonl", "")]

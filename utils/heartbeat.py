@@ -263,8 +263,8 @@ def start(output_dir: str, timeout_minutes: float) -> None:
     A signal USR2 shows the stacks of a run on stderr, and lets it go on.
     """
     global _heart
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    faulthandler.enable(file=2)  # whatever sys.stderr has become
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     _heart = _Heart(output_dir, timeout_minutes * 60)
 
 
