@@ -46,8 +46,11 @@ def launch_words(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
+    shared = f"deepspeed_*_{port}_*"
+    for abandoned in Path("/dev/shm").glob(shared):  # by a killed run of another day that had this port
+        abandoned.unlink()
     result = run(command + words, interrupt, fault, **variables)
-    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is left behind"
+    assert not list(Path("/dev/shm").glob(shared)), "shared memory is left behind"
     return result
 
 
