@@ -1,6 +1,7 @@
 """Bad input: status not 0, and one message with the flag, its value and the rule, before any model loads."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from tests.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
@@ -20,6 +21,7 @@ from utils import checkpoint, data, distributed, tracking
 from utils.checks import launch as run_script
 from utils.data import load_problems
 from utils.logger import Logger
+from utils.prepare import attention_window
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
@@ -176,6 +178,19 @@ def test_eval_checks_every_model_and_data_set(call, flags, base_model, countdown
     config = (tmp_path / "short" / "config.json").read_text()
     (tmp_path / "short" / "config.json").write_text(config.replace('embeddings": 192', 'embeddings": 96'))
     expect(call("eval", flags, "--model", model, str(tmp_path / "short")), "exceeds the 96 positions of", "/short")
+
+
+def test_a_model_that_looks_back_less_than_training_does(call, flags, base_model, tmp_path):
+    model = tmp_path / "window"
+    shutil.copytree(base_model, model)
+    config = json.loads((model / "config.json").read_text())
+    del config["layer_types"]
+    config |= {"use_sliding_window": True, "sliding_window": 111, "max_window_layers": 0}
+    (model / "config.json").write_text(json.dumps(config))
+    expect(call("uft", flags | {"model": model, "engine": "deepspeed"}), "flag --max_response_length 48: with "
+           "--max_prompt_length 64 exceeds the 111 tokens that", "looks back: training here knows no such window")
+    assert attention_window(Qwen2Config(sliding_window=5)) == attention_window(LlamaConfig()) == math.inf
+    assert attention_window(MistralConfig(sliding_window=5)) == 5
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

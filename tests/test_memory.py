@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.models import random_advantages, random_groups
+from utils.attention import make_layout
 from utils.memory import (
     BUCKET,
     GIB,
@@ -21,13 +22,15 @@ from utils.memory import (
     estimate,
     generation,
     head,
+    key_copies,
     layer_activations,
-    mask,
+    masks,
     memory_facts,
     shape_of,
     training_states,
 )
 from utils.packing import pack
+from utils.policy import Policy
 
 TOTALS = {
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -105,12 +108,12 @@ def test_states_of_one_parameter_on_two_processes(changes, states, on_cpu):
         dict(zip(("weights", "gradients", "optimiser"), states, strict=True)), on_cpu)
 
 
-def saved_bytes(config, dtype, rows, length):
+def saved_bytes(config, dtype, micro_batch):
     """Bytes of all storages that autograd keeps of the trunk's forward pass, weights apart."""
-    model = model_of(config, dtype, "cpu").train()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    mask = torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
-    states = torch.randn(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)
+    policy = Policy(model_of(config, dtype, "cpu").train())
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    states = torch.randn(*micro_batch.input_ids.shape, config.hidden_size, dtype=dtype, requires_grad=True)
+    layout = make_layout(micro_batch.owners, micro_batch.branches, states.device, dtype)
     storages = {}
 
     def keep(tensor):
@@ -120,8 +123,8 @@ def saved_bytes(config, dtype, rows, length):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.model(inputs_embeds=states, attention_mask=mask, use_cache=False,
-                             position_ids=torch.arange(length)[None].expand(rows, -1)).last_hidden_state
+        output = policy.model.model(inputs_embeds=states, attention_mask=torch.ones(1, 1, 1, 1).bool(), layout=layout,
+                                    use_cache=False, position_ids=micro_batch.position_ids).last_hidden_state
     assert output.requires_grad
     return sum(nbytes for nbytes, _ in storages.values())
 
@@ -129,21 +132,25 @@ def saved_bytes(config, dtype, rows, length):
 @pytest.mark.parametrize("kind", [Qwen2Config, LlamaConfig, Qwen3Config, MistralConfig])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_saves_what_the_formula_says(kind, dtype):
-    """The difference of two depths: what is there once for all layers drops out."""
-    rows, length = 2, 96
-    deep, flat = (small_config(kind, num_hidden_layers=layers, hidden_size=64, intermediate_size=160)
-                  for layers in (3, 1))
-    a_layer = (saved_bytes(deep, dtype, rows, length) - saved_bytes(flat, dtype, rows, length)) / 2
-    predicted = rows * length * layer_activations(shape_of(deep), length, dtype.itemsize)
+    """The difference of two depths: what is there once for all layers drops out. As many heads for keys as for queries:
+    on a CPU keys are not repeated for the queries' heads."""
+    groups = random_groups([(24, 0, [18] * 4)] * 2)  # rows of 96 tokens
+    [micro_batch] = pack(groups, random_advantages(groups), 192, torch.device("cpu"))
+    copies = key_copies(replace(RUN, row_length=96, max_prompt_length=24, max_response_length=18))
+    assert copies == 4 * (24 + 18) / 96
+    deep, flat = (small_config(kind, num_hidden_layers=layers, hidden_size=64, intermediate_size=160,
+                               num_key_value_heads=4) for layers in (3, 1))
+    a_layer = (saved_bytes(deep, dtype, micro_batch) - saved_bytes(flat, dtype, micro_batch)) / 2
+    predicted = micro_batch.input_ids.numel() * layer_activations(shape_of(deep), copies, dtype.itemsize)
     assert a_layer == pytest.approx(predicted, rel=0.03)
 
 
 def test_activations_of_a_small_model():
-    # Norms 2 * (4 + 4) * 8, attention (8 * 2 + 4) * 4, MLP 8 * 12, mask 2 * 30: 364 bytes a token and layer.
-    assert layer_activations(SMALL, 30, 2) == 128 + 80 + 96 + 60
+    # Norms 2 * (4 + 4) * 8, attention (3 * 4 + 4) * 4 and keys 8 * (2 + 2 * 4), MLP 8 * 12: 368 bytes a token, layer.
+    assert layer_activations(SMALL, 2, 2) == 128 + 64 + 80 + 96
     once = 8 * 8 + 6 * 12  # the last norm; three gradients of the MLP
-    assert activations(SMALL, 100, 30, 2, gradient_checkpointing=False) == 100 * (3 * 364 + once)
-    assert activations(SMALL, 100, 30, 2, gradient_checkpointing=True) == 100 * (364 + 3 * 2 * 8 + once)
+    assert activations(SMALL, 100, 2, 2, gradient_checkpointing=False) == 100 * (3 * 368 + once)
+    assert activations(SMALL, 100, 2, 2, gradient_checkpointing=True) == 100 * (368 + 3 * 2 * 8 + once)
 
 
 def test_the_head_holds_a_chunk_of_logits_however_many_tokens_are_scored():
@@ -153,11 +160,14 @@ def test_the_head_holds_a_chunk_of_logits_however_many_tokens_are_scored():
     assert head(large, 64, 2) - head(large, 65, 2) == 4 * 64 * 2**20 - 2 * 8
 
 
-def test_the_mask_is_that_of_the_largest_micro_batch():
-    assert mask(RUN) == 3 * 3 * 30**2  # 3 rows of 30 fit into 100 tokens
+def test_the_masks_are_those_of_the_largest_micro_batch():
+    assert masks(RUN) == 2 * 3 * 4 * 5 * 15  # bfloat16; 3 rows of 30 fit into 100 tokens
     groups = random_groups([(10, 0, [5, 5, 5, 5])] * 4)  # every row full
-    micro_batches = pack(groups, random_advantages(groups), 100, torch.device("cpu"))
-    assert max(3 * batch.attention_mask.nbytes for batch in micro_batches) == mask(RUN)
+    largest = pack(groups, random_advantages(groups), 100, torch.device("cpu"))[0]
+    layout = make_layout(largest.owners, largest.branches, torch.device("cpu"), torch.bfloat16)
+    assert sum(batch.mask.nbytes for batch in layout.batches) == masks(RUN)
+    assert sum(batch.mask.shape[0] * batch.mask.shape[-1] for batch in layout.batches) == 90 * key_copies(RUN)
+    assert masks(replace(RUN, group_size=0)) == key_copies(replace(RUN, group_size=0)) == 0  # demonstrations
 
 
 # ----- generation -----
@@ -197,13 +207,14 @@ def test_what_is_always_there_under_stage_3_and_below():
     assert n == 80 + 3 * (8 * 2 * 12 + 3 * 8 * 12 + 16) + 8 == 1576
     assert always == {"weights": n, "gradients": n, "optimiser": 6 * n, "reference": n,
                       "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET}
-    assert phases["backward pass"] == (activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2)
-                                       + mask(RUN) + 2 * n) and n < LIVE  # fmt: skip
+    assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2)
+                                       + masks(RUN) + 2 * n) and n < LIVE  # fmt: skip
     assert phases["optimiser step"] == (4 + 4) * n / 2 and on_cpu == 0
     always, phases, _ = estimate(SMALL, replace(RUN, zero_stage=0, has_reference=False))
     assert (always["reference"], always["replica for generating"], always["weights"]) == (0, 0, 2 * n)
     assert always["gradient bucket"] == 0
-    assert phases["backward pass"] == activations(SMALL, 100, 30, 2, False) + head(SMALL, 100, 2) + mask(RUN)
+    assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2)
+                                       + masks(RUN))  # fmt: skip
 
 
 def test_offloading_moves_the_reference_too_under_stage_3():

@@ -8,6 +8,7 @@ import torch
 
 from inference.hybrid_engine import Engine
 from utils import distributed
+from utils.attention import PREFIX
 from utils.logger import Logger
 from utils.memory import GIB
 from utils.packing import MicroBatch
@@ -42,7 +43,7 @@ def dry_run(
     try:
         with torch.random.fork_rng(devices=[device] if is_cuda else []):
             held = missing_states(actor)
-            _skipped_update(actor, shapes, rows, device)
+            _skipped_update(actor, [_micro_batch(r, length, settings, device) for r, length in shapes], rows)
             del held
     except (RuntimeError, MemoryError) as error:
         error.add_note("micro-batches of " + " and of ".join(f"{r} x {length} tokens" for r, length in shapes))
@@ -69,19 +70,25 @@ def missing_states(actor: Actor) -> list[torch.Tensor]:
             if not actor.optimizer.state.get(parameter) for _ in range(2)]
 
 
-def _skipped_update(actor: Actor, shapes: list[tuple[int, int]], rows: int, device: torch.device) -> None:
-    """Every shape twice where an update has several micro-batches: the second time gradients are there already."""
-    todo = shapes * 2 if shapes[0][0] < rows else shapes
-    for number, (num_rows, length) in enumerate(todo, start=1):
-        logprobs, entropies = actor(_micro_batch(num_rows, length, device))
+def _skipped_update(actor: Actor, micro_batches: list[MicroBatch], rows: int) -> None:
+    """Every one twice where an update has several micro-batches: the second time gradients are there already."""
+    todo = micro_batches * 2 if len(micro_batches[0].input_ids) < rows else micro_batches
+    for number, micro_batch in enumerate(todo, start=1):
+        logprobs, entropies = actor(micro_batch)
         actor.backward((logprobs.sum() + entropies.sum()) * math.nan, is_last=number == len(todo))
     norm = actor.step(0.0)
     assert norm == math.inf, "an update whose loss is NaN is skipped"
 
 
-def _micro_batch(rows: int, length: int, device: torch.device) -> MicroBatch:
-    """Rows of one sequence each, all tokens scored. Position 0 throughout: no model has a limit there."""
+def _micro_batch(rows: int, length: int, settings: Mapping[str, Any], device: torch.device) -> MicroBatch:
+    """Rows of one segment each, with the longest prompt and the longest responses (one prefix where nothing is
+    sampled), all tokens scored. Position 0 throughout: no model has a limit there."""
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     flat, mask = ids.flatten(), torch.ones(rows * length, dtype=torch.bool, device=device)
-    return MicroBatch(ids, ids, ids, ids, torch.arange(rows * length, device=device), flat, mask, ~mask, flat.float(),
-                      flat.float())
+    owners = torch.zeros(rows, length, dtype=torch.long)
+    branches = owners
+    if "group_size" in settings:
+        beyond = torch.arange(length) - settings["max_prompt_length"]
+        branches = (beyond.div(settings["max_response_length"], rounding_mode="floor") + 1).clamp(min=PREFIX) + owners
+    return MicroBatch(ids, ids, owners, branches, torch.arange(rows * length, device=device), flat, mask, ~mask,
+                      flat.float(), flat.float())

@@ -36,6 +36,13 @@ def add_product(out: Tensor, states: Tensor, weight: Tensor) -> None:
         some_out += product(some_states, weight)
 
 
+def outer_product(slopes: Tensor, states: Tensor) -> Tensor:
+    """(n, O), (n, I) -> slopes.T @ states, (O, I). oneDNN copies what comes first, so that is the smaller."""
+    if slopes.shape[1] <= states.shape[1]:
+        return product(slopes.T, states.T)
+    return product(states.T, slopes.T).T
+
+
 class Product(torch.autograd.Function):
     """`product` with its gradients, which are products again."""
 
@@ -49,7 +56,7 @@ class Product(torch.autograd.Function):
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad
         return (product(slopes, weight.T) if needs_states else None,
-                product(slopes.T, states.T) if needs_weight else None,
+                outer_product(slopes, states) if needs_weight else None,
                 slopes.sum(dim=0) if needs_bias else None)
 
 

@@ -113,6 +113,10 @@ class Run(Generation):
     max_tokens_per_micro_batch: int
     test_problems: int
 
+    @property
+    def responses_per_row(self) -> int:
+        return self.group_size // self.rows_per_prompt
+
 
 def training_states(parameters: int, run: Run) -> tuple[dict[str, float], float]:
     """The actor's weights, gradients and optimiser states on one process: {name: bytes} on the GPU, bytes on the CPU.
@@ -135,20 +139,21 @@ def training_states(parameters: int, run: Run) -> tuple[dict[str, float], float]
     return {name: size if kept[name] else 0.0 for name, size in states.items()}, on_cpu
 
 
-def layer_activations(shape: Shape, row_length: int, b: int) -> float:
+def layer_activations(shape: Shape, key_copies: float, b: int) -> float:
     """What one layer keeps for the backward pass, per token: two norms (input in float32, normalised, scaled), those of
-    queries and keys (scaled is the query itself), query, key, value (a copy for each query head) and output of the
-    attention with its normaliser, four MLP tensors, and a row of the attention mask as numbers."""
+    queries and keys (scaled is the query itself), query, output of the attention (in its slots and in the row) with its
+    normaliser, keys and values (and `key_copies` of each for every query head, as on a GPU), and four MLP tensors."""
     norms = 2 * (4 + 2 * b) * shape.hidden_size
     norms += (4 + b) * shape.head_dim * (shape.num_heads + shape.num_kv_heads) * shape.head_norms
-    attention = (4 * b * shape.head_dim + 4) * shape.num_heads
-    return norms + attention + 4 * b * shape.intermediate_size + b * row_length
+    attention = (3 * b * shape.head_dim + 4) * shape.num_heads
+    attention += 2 * b * shape.head_dim * (shape.num_kv_heads + key_copies * shape.num_heads)
+    return norms + attention + 4 * b * shape.intermediate_size
 
 
-def activations(shape: Shape, tokens: int, row_length: int, b: int, gradient_checkpointing: bool) -> float:
+def activations(shape: Shape, tokens: int, key_copies: float, b: int, gradient_checkpointing: bool) -> float:
     """The trunk's activations in the backward pass of a micro-batch. With gradient checkpointing only the inputs of the
     layers are kept, and one layer is recomputed at a time."""
-    layer = layer_activations(shape, row_length, b)
+    layer = layer_activations(shape, key_copies, b)
     layers = layer + shape.num_layers * b * shape.hidden_size if gradient_checkpointing else shape.num_layers * layer
     last_norm = (4 + 2 * b) * shape.hidden_size
     gradients = 3 * b * shape.intermediate_size  # of the layer that is gone back through
@@ -164,9 +169,16 @@ def head(shape: Shape, tokens: int, b: int) -> float:
             + 2 * b * shape.vocab_size * shape.hidden_size)
 
 
-def mask(run: Run) -> float:
-    """The attention mask of a micro-batch, a byte for each pair of tokens of a row, and two more while it is made."""
-    return 3 * (run.max_tokens_per_micro_batch // run.row_length) * run.row_length**2
+def key_copies(run: Run) -> float:
+    """Keys per token that attention (utils/attention.py) copies: for each response its own and those of its prefix."""
+    return run.responses_per_row * (run.max_prompt_length + run.max_response_length) / run.row_length
+
+
+def masks(run: Run) -> float:
+    """The masks of a micro-batch, a number for each pair of a response's token and one of its prefix or its own."""
+    length = run.max_response_length
+    per_row = run.responses_per_row * length * (run.max_prompt_length + length)
+    return run.weight_bytes * (run.max_tokens_per_micro_batch // run.row_length) * per_row
 
 
 def cache_need(shape: Shape, run: Generation, prompts: int, samples: int) -> float:
@@ -211,8 +223,8 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
         stepping *= 2  # and the gradients as float32
     prompts, tests = -(-run.prompts_per_step // run.processes), -(-run.test_problems // run.processes)
     phases = {
-        "backward pass": activations(shape, tokens, run.row_length, b, run.gradient_checkpointing)
-        + head(shape, tokens, b) + mask(run) + communication,
+        "backward pass": activations(shape, tokens, key_copies(run), b, run.gradient_checkpointing)
+        + head(shape, tokens, b) + masks(run) + communication,
         "optimiser step": stepping,
         "rollout or evaluation": max(generation(shape, run, prompts, run.group_size) if run.group_size else 0.0,
                           generation(shape, run, tests, 1)),

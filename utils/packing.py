@@ -5,6 +5,7 @@ prefix and itself; its positions continue from the prefix. So every token has th
 and the result equals the plain padded computation, values and gradients.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from inference.hybrid_engine import Rollout
 from utils import distributed
-
-PREFIX, PADDING = 0, -1  # marks of a token; response j of a group is marked j + 1
+from utils.attention import PADDING, PREFIX
+from utils.data import Problem
+from utils.hints import Prompt
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class MicroBatch:
 
     Attributes:
         input_ids, position_ids: (R, L).
-        owners, branches: (R, L) the segment of its row that a token belongs to, and PREFIX or which response of it.
+        owners, branches: (R, L) the segment of its row that a token belongs to, and PREFIX or which response of it;
+            on the CPU.
         predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
         response_mask, hint_mask: (N,) bool, never both.
         advantages: (N,) float, 0 on hint tokens.
@@ -50,9 +53,10 @@ class MicroBatch:
     def attention_mask(self) -> Tensor:
         """(R, 1, L, L) bool: a token sees earlier ones of its segment's prefix and of its own branch. Made anew each
         time: those of a whole step may not fit beside it."""
-        same_owner = self.owners[:, :, None] == self.owners[:, None, :]
-        in_prefix = self.branches[:, None, :] == PREFIX
-        return (same_owner & (in_prefix | (self.branches[:, :, None] == self.branches[:, None, :]))).tril()[:, None]
+        owners, branches = self.owners.to(self.input_ids.device), self.branches.to(self.input_ids.device)
+        same_owner = owners[:, :, None] == owners[:, None, :]
+        in_prefix = branches[:, None, :] == PREFIX
+        return (same_owner & (in_prefix | (branches[:, :, None] == branches[:, None, :]))).tril()[:, None]
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
 
     hint_mask = tensor(scored.is_hint, torch.bool)
     return MicroBatch(
-        tensor(input_ids), tensor(position_ids), tensor(owners), tensor(branches),
+        tensor(input_ids), tensor(position_ids), torch.from_numpy(owners), torch.from_numpy(branches),
         tensor(scored.predictors), tensor(scored.targets), ~hint_mask, hint_mask,
         tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
     )  # fmt: skip
@@ -180,7 +184,21 @@ def filler(device: torch.device) -> MicroBatch:
     """A micro-batch that adds nothing: one scored token under no mask. Its loss is zero but attached to the weights."""
     one = torch.zeros(1, dtype=torch.long, device=device)
     none = torch.zeros(1, dtype=torch.bool, device=device)
-    return MicroBatch(one[None], one[None], one[None], one[None], one, one, none, none, one.float(), one.float())
+    prefix = torch.full((1, 1), PREFIX)
+    return MicroBatch(one[None], one[None], prefix, prefix, one, one, none, none, one.float(), one.float())
+
+
+def trial(vocab_size: int, device: torch.device) -> MicroBatch:
+    """A small micro-batch of arbitrary tokens in rows of all kinds: several groups, none, one or more responses of
+    different lengths, padding."""
+    problem, ids = Problem(0, "", "", (), "", {}), (token % vocab_size for token in itertools.count(2, 7))
+    groups = []
+    for prompt_length, *lengths in ((5, 3, 6, 1), (3, 2), (4,), (2, 4, 4)):
+        prompt = Prompt(problem, list(itertools.islice(ids, prompt_length)), [], 0)
+        responses = [list(itertools.islice(ids, length)) for length in lengths or (0,)]
+        groups.append([Rollout(prompt, response, [0.0] * len(response), "length") for response in responses])
+    [micro_batch] = pack(groups, [[0.0] * len(group) for group in groups], 45, device)
+    return micro_batch
 
 
 def fill_up(micro_batches: list[MicroBatch], count: int, device: torch.device) -> list[MicroBatch]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from utils import attention
+from utils.attention import Layout
 from utils.linear import add_product, product
 
 CHUNK_LOGITS = 2**26  # logits of a chunk at most, and log-probabilities kept for the backward pass: 256 MiB in float32
@@ -97,6 +99,7 @@ class Policy(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
+        model.set_attn_implementation(attention.NAME)
         self.model = model
         self.head = ChunkedHead(model.get_output_embeddings().weight)
 
@@ -104,7 +107,7 @@ class Policy(nn.Module):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor,
+        visible: Layout | Tensor,
         predictors: Tensor,
         targets: Tensor,
         temperature: float,
@@ -114,13 +117,16 @@ class Policy(nn.Module):
 
         Args:
             input_ids, position_ids: (R, L).
-            attention_mask: (R, 1, L, L) bool, True where a token may look.
+            visible: which tokens a token sees: a layout of theirs, or a mask (R, 1, L, L), True where it may look.
             predictors: (N,) indices into the R * L states; targets: (N,) token ids.
 
         Returns:
             log-probabilities (N,) and entropies (N,) in float32, in nats; None for entropies not asked for.
         """
+        how = {"attention_mask": visible}
+        if isinstance(visible, Layout):  # a mask of four dimensions keeps transformers from making one
+            assert self.model.config._attn_implementation == attention.NAME, "no other attention knows layouts"
+            how = {"attention_mask": input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "layout": visible}
         trunk = self.model.get_decoder()
-        states = trunk(input_ids, position_ids=position_ids, attention_mask=attention_mask,
-                       use_cache=False).last_hidden_state  # (R, L, D)
+        states = trunk(input_ids, position_ids=position_ids, use_cache=False, **how).last_hidden_state  # (R, L, D)
         return self.head(states.flatten(0, 1)[predictors], targets, temperature, with_entropies)

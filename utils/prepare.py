@@ -1,5 +1,6 @@
 """What a run needs before a model loads: tokenizer and problems, checked against the flags, and the plan in words."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine
 from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
@@ -63,6 +64,10 @@ def load_inputs(
         positions = config.max_position_embeddings
         require(max_prompt_length + max_response_length <= positions, "--max_response_length", max_response_length,
                 f"with --max_prompt_length {max_prompt_length} exceeds the {positions} positions of {model}")
+        window = attention_window(config)
+        require("train" not in splits or max_prompt_length + max_response_length <= window, "--max_response_length",
+                max_response_length, f"with --max_prompt_length {max_prompt_length} exceeds the {window} tokens that "
+                f"{model} looks back: training here knows no such window")
     loaded = {split: load_problems(data, split, needs if split == "train" else ()) for split in splits}
     if "test" in loaded:
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
@@ -72,6 +77,12 @@ def load_inputs(
         loaded = {split: check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split, skip_long_prompts)
                   for split, problems in loaded.items()}
     return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason)
+
+
+def attention_window(config: PretrainedConfig) -> float:
+    """Tokens that the model looks back, in those of its layers that look back least."""
+    settings = config.to_dict()  # the types have different ones
+    return (settings.get("use_sliding_window", True) and settings.get("sliding_window")) or math.inf
 
 
 def stop_asking_a_silent_hub() -> None:

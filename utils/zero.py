@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from utils import distributed, heartbeat
+from utils.attention import make_layout
 from utils.linear import use_onednn
-from utils.packing import MicroBatch
+from utils.packing import MicroBatch, trial
 from utils.policy import Policy
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
+MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -70,12 +73,33 @@ def weights_only() -> Iterator[None]:
 
 
 class Scorer:
-    """A policy that scores micro-batches; `engine` is the DeepSpeed engine (or plain module) that runs it."""
+    """A policy that scores micro-batches; `engine` is the DeepSpeed engine (or plain module) that runs it.
+
+    Attention goes by utils/attention.py where that gives this model what attention under a mask gives it, which is
+    tried once; else under a mask.
+    """
 
     def __init__(self, policy: Policy, engine: nn.Module, temperature: float):
         self.policy = policy
         self.engine = engine
         self.temperature = temperature
+        self.by_response = True
+        difference = self._difference()
+        if difference > MAX_DIFFERENCE[policy.model.dtype]:
+            self.by_response = False
+            if distributed.is_main():
+                print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
+                      f"model by {difference:.2g}; it is computed under a mask, which is slower", file=sys.stderr)
+
+    def _difference(self) -> float:
+        """By how much log-probabilities depend on the way attention is computed: mean over a few tokens, the same on
+        all ranks."""
+        micro_batch = trial(self.policy.model.config.vocab_size, self.policy.head.weight.device)
+        logprobs = self.logprobs(micro_batch)
+        self.by_response = False
+        masked = self.logprobs(micro_batch)
+        self.by_response = True
+        return distributed.maximum((logprobs - masked).abs().mean().item())
 
     def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (N,), (N,) of the scored tokens. All ranks call together."""
@@ -83,8 +107,13 @@ class Scorer:
 
     def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
         heartbeat.progress()
-        return self.engine(micro_batch.input_ids, micro_batch.position_ids, micro_batch.attention_mask,
-                           micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
+        if self.by_response:
+            visible = make_layout(micro_batch.owners, micro_batch.branches, micro_batch.input_ids.device,
+                                  self.policy.model.dtype)
+        else:
+            visible = micro_batch.attention_mask
+        return self.engine(micro_batch.input_ids, micro_batch.position_ids, visible, micro_batch.predictors,
+                           micro_batch.targets, self.temperature, with_entropies)
 
     @torch.no_grad()
     def logprobs(self, micro_batch: MicroBatch) -> Tensor:
