@@ -225,23 +225,28 @@ class TorchEngine:
         padded = torch.tensor([prefix + [0] * (width - len(prefix)) for prefix in prefixes], device=self.device)
         positions = torch.arange(width, device=self.device)[None]
         states = model.embed_tokens(padded)  # (S, T, hidden)
+        mask = torch.zeros(padded.shape, dtype=states.dtype, device=self.device)
+        mask = mask.masked_fill(positions >= lengths[:, None], -torch.inf)[:, None, None]
         cos, sin = model.rotary_emb(states, positions)
         keys, values = [], []
         for layer in model.layers:
             attention = layer.self_attn
             query, key, value = (heads.transpose(1, 2) for heads in self._heads(layer, states))
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling,
-                                                   enable_gqa=True)
-            states = states + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            states = states + layer.mlp(layer.post_attention_layernorm(states))
             keys.append(key.contiguous())
             values.append(value.contiguous())
-        last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
-        logits = self.model.lm_head(model.norm(last))
-        beyond = torch.arange(width, device=self.device)[None] >= lengths[:, None]
-        mask = torch.zeros(beyond.shape, dtype=states.dtype, device=self.device).masked_fill(beyond, -torch.inf)
-        return keys, values, mask[:, None, None], lengths, logits
+            if layer is model.layers[-1]:  # of its states only those after the last tokens are needed
+                ends = torch.arange(len(prompts), device=self.device), lengths - 1
+                query = query.transpose(1, 2)[ends].unflatten(1, (key.shape[1], -1)) * attention.scaling  # (S, H, Q, D)
+                weights = (query @ keys[-1].transpose(2, 3) + mask).softmax(dim=-1, dtype=torch.float)
+                states, mixed = states[ends], (weights.to(states.dtype) @ values[-1]).flatten(1)
+            else:
+                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling,
+                                                       enable_gqa=True).transpose(1, 2).flatten(2)
+            states = states + attention.o_proj(mixed)
+            states = states + layer.mlp(layer.post_attention_layernorm(states))
+        logits = self.model.lm_head(model.norm(states))
+        return keys, values, mask, lengths, logits
 
     def _heads(self, layer, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of a layer for `states` (..., hidden), each (..., heads, D), not rotated yet."""
