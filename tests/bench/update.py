@@ -6,6 +6,7 @@
 padded   rows of prompt + response padded on the right, logits of every token by the model's own head
 packed   our packing without sharing: a prompt once per response
 shared   our packing as the scripts use it: a prompt once per group
+masked   the same with attention under a mask over the whole row, instead of by response (utils/attention.py)
 
 padded is the model as transformers loads it; on a CPU in float32 the others compute by oneDNN (utils/linear.py). FLOPs
 are those of matrix products and attention (a masked pair of tokens counts), divided by the time and by the rate of a
@@ -54,7 +55,7 @@ class Args:
     hidden_size: int = 256  # of the model
     num_layers: int = 6  # of the model
     max_tokens: int = 16_384  # of a micro-batch
-    who: tuple[Literal["shared", "packed", "padded"], ...] = ("shared", "packed", "padded")  # peak is the first's
+    who: tuple[Literal["shared", "masked", "packed", "padded"], ...] = ("shared", "packed", "padded")  # memory: first's
     gradient_checkpointing: bool = False  # ours: recompute activations in the backward pass
     repeats: int = 5  # the median counts
     threads: int = 2  # CPU threads
@@ -92,6 +93,22 @@ def matrix_limit(multiply: Callable[[Tensor, Tensor], Tensor], device: torch.dev
 def count_product(states: list[int], weight: list[int], *_, out_shape=None, **__) -> int:
     """FLOPs of oneDNN's linear layer, which PyTorch's counter does not know."""
     return 2 * math.prod(states) * weight[0]
+
+
+def count_attention(query: list[int], key: list[int], *_, out_shape=None, **__) -> int:
+    """FLOPs of attention on a CPU, which it does not know either: all pairs, as it counts on a GPU."""
+    return 4 * math.prod(query) * key[2]
+
+
+def count_attention_backward(_, query: list[int], key: list[int], *__, out_shape=None, **___) -> int:
+    return 10 * math.prod(query) * key[2]  # five products, where the forward pass has two
+
+
+ON_CPU = {
+    torch.ops.mkldnn._linear_pointwise: count_product,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: count_attention_backward,
+}
 
 
 def wait(device: torch.device) -> None:
@@ -137,7 +154,8 @@ def measure(args: Args, vocab_size: int) -> dict:
                 yield padded_loss(plain, rows[start : start + per_batch], device)
         else:
             advantages = [[1.0] * args.group_size] * len(groups)
-            for micro_batch in pack(groups, advantages, args.max_tokens, device, share_prefix=how == "shared"):
+            scorer.by_response = how != "masked"
+            for micro_batch in pack(groups, advantages, args.max_tokens, device, share_prefix=how != "packed"):
                 logprobs, entropies = scorer(micro_batch)
                 yield (logprobs - 0.001 * entropies).sum()
 
@@ -171,15 +189,14 @@ def measure(args: Args, vocab_size: int) -> dict:
         limits["oneDNN"] = matrix_limit(product, device, dtype)
     result["matrix limit GFLOP/s"] = {name: round(limit / 1e9, 1) for name, limit in limits.items()}
     for how, values in seconds.items():
-        mapping = {torch.ops.mkldnn._linear_pointwise: count_product} if device.type == "cpu" else None
-        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU if device.type == "cpu" else None) as counter:
             run(how)
         spent, flops = median(values[1:]), counter.get_total_flops()
         result[how] = {"seconds": round(spent, 3), "scored tokens/s": round(num_scored / spent),
                        "GFLOP": round(flops / 1e9, 1),
                        "of the limit": {name: round(flops / spent / limit, 2) for name, limit in limits.items()}}
-    if {"padded", "shared"} <= seconds.keys():
-        result["padded / shared"] = round(result["padded"]["seconds"] / result["shared"]["seconds"], 2)
+    for how in seconds.keys() - {"shared"} if "shared" in seconds else ():
+        result[f"{how} / shared"] = round(result[how]["seconds"] / result["shared"]["seconds"], 2)
     return result
 
 
