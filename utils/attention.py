@@ -81,8 +81,8 @@ def make_layout(owners: Tensor, branches: Tensor, device: torch.device, dtype: t
         if len(runs) == 0:
             continue
         dealt.append(deal(runs))
-        mask = _mask(torch.from_numpy(in_prefix[parents[runs]]), dealt[-1].shape[1], dtype)
-        batches.append(ResponseBatch(torch.from_numpy(parents[runs]).to(device), mask.to(device)))
+        mask = _mask(torch.from_numpy(in_prefix[parents[runs]]).to(device), dealt[-1].shape[1], dtype)
+        batches.append(ResponseBatch(torch.from_numpy(parents[runs]).to(device), mask))
     tokens = np.concatenate([slots.ravel() for slots in dealt])
     filled = np.flatnonzero(tokens >= 0)
     slots = np.zeros(owners.numel(), dtype=np.int64)
@@ -94,10 +94,12 @@ def make_layout(owners: Tensor, branches: Tensor, device: torch.device, dtype: t
 
 def _mask(in_prefix: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """(B, P) bool -> (B, 1, T, P + T) in `dtype`, for responses of at most `length` = T tokens."""
-    num_responses, width = len(in_prefix), in_prefix.shape[1] + length
-    mask = torch.zeros(num_responses, 1, length, -(-width // ALIGNED) * ALIGNED, dtype=dtype)[..., :width]
+    num_responses, width, device = len(in_prefix), in_prefix.shape[1] + length, in_prefix.device
+    shape = num_responses, 1, length, -(-width // ALIGNED) * ALIGNED
+    mask = torch.zeros(shape, dtype=dtype, device=device)[..., :width]
+    later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
     mask[..., : width - length].masked_fill_(~in_prefix[:, None, None], -torch.inf)
-    mask[..., width - length :].masked_fill_(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+    mask[..., width - length :].masked_fill_(later, -torch.inf)
     return mask
 
 
