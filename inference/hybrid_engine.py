@@ -13,7 +13,6 @@ deepspeed  inference/deepspeed_engine.py: DeepSpeed's own rollout, transformers'
 
 import contextlib
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, Protocol
@@ -170,7 +169,7 @@ def build_engine(
 
     if actor.zero_stage < 3:
         return TorchEngine(model, ends, kv_cache_gb)
-    replica = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=model.dtype)
+    replica = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     return TorchEngine(replica.eval().to(actor.engine.device), ends, kv_cache_gb, weights=actor.whole_weights,
                        free_replica=free_replica)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
@@ -41,6 +42,16 @@ def test_values_and_gradients_are_those_under_the_mask(kind, sizes, slack, seed,
         torch.testing.assert_close(scores_and_gradients(MODELS[kind], micro_batch, by_response=True),
                                    scores_and_gradients(MODELS[kind], micro_batch, by_response=False),
                                    atol=1e-5, rtol=1e-5)
+
+
+def test_the_scale_of_the_scores_is_the_models():
+    micro_batch, random = trial(31, CPU), torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, 15, 6, generator=random) for heads in (4, 2, 2))
+    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.float)
+    expected = F.scaled_dot_product_attention(query, key, value, micro_batch.attention_mask, scale=0.9, enable_gqa=True)
+    actual, _ = attention.attend(None, query, key, value, None, scaling=0.9, layout=layout)
+    real = micro_batch.branches != PADDING
+    torch.testing.assert_close(actual[real], expected.transpose(1, 2)[real])
 
 
 def test_padding_gets_no_gradient():

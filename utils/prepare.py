@@ -81,8 +81,7 @@ def load_inputs(
 
 def attention_window(config: PretrainedConfig) -> float:
     """Tokens that the model looks back, in those of its layers that look back least."""
-    settings = config.to_dict()  # the types have different ones
-    return (settings.get("use_sliding_window", True) and settings.get("sliding_window")) or math.inf
+    return config.to_dict().get("sliding_window") or math.inf  # None where a Qwen2 or Qwen3 does not use it
 
 
 def stop_asking_a_silent_hub() -> None:
