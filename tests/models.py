@@ -95,6 +95,12 @@ def random_groups(sizes: Sequence[tuple[int, int, Sequence[int]]], seed: int = 0
     return groups
 
 
+def group_length(group: Sequence[Rollout]) -> int:
+    """Tokens of the group packed, its prompt once."""
+    prompt = group[0].prompt
+    return len(prompt.prompt_ids) + len(prompt.hint_ids) + sum(len(rollout.response_ids) for rollout in group)
+
+
 def random_advantages(groups: Sequence[Sequence[Rollout]], seed: int = 0) -> list[list[float]]:
     random = np.random.default_rng(seed)
     return [random.standard_normal(len(group)).tolist() for group in groups]

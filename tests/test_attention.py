@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from tests.models import CPU, group_sizes, random_advantages, random_groups, scorer, tiny_model
+from tests.models import CPU, group_length, group_sizes, random_advantages, random_groups, scorer, tiny_model
 from utils import attention
 from utils.attention import BATCHES, PADDING, PREFIX, make_layout
 from utils.packing import filler, pack, trial
@@ -36,8 +36,7 @@ def scores_and_gradients(model, micro_batch, by_response: bool):
 @given(sizes=group_sizes, slack=st.integers(0, 60), seed=st.integers(0, 99), share_prefix=st.booleans())
 def test_values_and_gradients_are_those_under_the_mask(kind, sizes, slack, seed, share_prefix):
     groups = random_groups(sizes, seed)
-    budget = max(len(group[0].prompt.prompt_ids) + len(group[0].prompt.hint_ids)
-                 + sum(len(rollout.response_ids) for rollout in group) for group in groups) + slack
+    budget = max(map(group_length, groups)) + slack
     for micro_batch in pack(groups, random_advantages(groups), budget, CPU, share_prefix):
         torch.testing.assert_close(scores_and_gradients(MODELS[kind], micro_batch, by_response=True),
                                    scores_and_gradients(MODELS[kind], micro_batch, by_response=False),
@@ -127,6 +126,13 @@ def test_a_model_whose_attention_it_changes_falls_back_aloud(monkeypatch, capsys
     assert "changes the log-probabilities of this model by" in capsys.readouterr().err
     monkeypatch.undo()
     torch.testing.assert_close(actor(micro_batch), scorer(MODELS[Qwen2ForCausalLM])(micro_batch), atol=1e-5, rtol=0)
+
+
+def test_not_a_number_is_too_large_a_difference(monkeypatch, capsys):
+    plain = attention._mask
+    monkeypatch.setattr(attention, "_mask", lambda *about: plain(*about) * torch.nan)
+    assert not scorer(MODELS[Qwen2ForCausalLM]).by_response
+    assert "of this model by nan" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_rows_it_is_tried_on_are_of_all_kinds():

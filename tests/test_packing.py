@@ -14,6 +14,7 @@ from inference.hybrid_engine import Rollout
 from tests.models import (
     CPU,
     EOS,
+    group_length,
     group_sizes,
     losses_of_script,
     make_prompt,
@@ -34,11 +35,6 @@ SIZES = [(4, 3, [5, 1, 6, 2]), (2, 0, [1, 1, 3]), (6, 2, [2]), (3, 5, [4, 4])]  
 
 
 # ---- the plain computation ----
-
-
-def group_length(group) -> int:
-    prompt = group[0].prompt
-    return len(prompt.prompt_ids) + len(prompt.hint_ids) + sum(len(rollout.response_ids) for rollout in group)
 
 
 def plain_scores(model, groups, temperature=1.0):

@@ -85,7 +85,7 @@ class Scorer:
         self.temperature = temperature
         self.by_response = True
         difference = self._difference()
-        if difference > MAX_DIFFERENCE[policy.model.dtype]:
+        if not difference <= MAX_DIFFERENCE[policy.model.dtype]:  # so NaN is too much
             self.by_response = False
             if distributed.is_main():
                 print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
