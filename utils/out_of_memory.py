@@ -13,7 +13,9 @@ from utils.checks import world_size
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
-NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|std::bad_alloc|Cannot allocate memory")
+ONEDNN = "could not (create|execute) a primitive"  # all it says when there is no memory for its code or its buffers
+NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|std::bad_alloc|Cannot allocate memory|"
+                       + ONEDNN)
 ASKED_FOR = re.compile(r"[Tt]ried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))")
 UPDATE = ("max_tokens_per_micro_batch", "gradient_checkpointing", "offload", "zero_stage", "engine")
 WEIGHTS = ("offload", "zero_stage", "engine")
@@ -51,6 +53,8 @@ def describe(error: BaseException, settings: Mapping[str, Any]) -> str | None:
     asked = ASKED_FOR.search(str(error))
     sizes = [f"{int(asked[1]) / GIB:.2f} GiB more were asked for" if asked[1] else f"{asked[2]} more were asked for"
              ] if asked else []  # fmt: skip
+    if re.search(ONEDNN, str(error)):
+        sizes.append("oneDNN does not say how much was asked for")
     sizes += getattr(error, "__notes__", [])
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
