@@ -142,6 +142,7 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("sft", {"lr": -1}, "flag --lr -1.0: must be greater than 0"),
     ("sft", {"warmup": 2}, "flag --warmup 2.0: must lie between 0 and 1"),
     ("sft", {"max_length": 9}, "flag --max_length 9: no demonstration is as short"),
+    ("sft", {"max_length": 193}, "flag --max_length 193: exceeds the 192 positions of"),
     ("sft", {"max_tokens_per_micro_batch": 100}, "flag --max_tokens_per_micro_batch 100: must hold --max_length = 128"),
     ("sft", {"mini_batch_prompts": 5}, "flag --mini_batch_prompts 5 must divide --prompts_per_step 16"),
     ("eval", {"eval_problems": 33}, "flag --eval_problems 33: is more than the 32 test problems"),
@@ -189,6 +190,10 @@ def test_a_model_that_looks_back_less_than_training_does(call, flags, base_model
     (model / "config.json").write_text(json.dumps(config))
     expect(call("uft", flags | {"model": model, "engine": "deepspeed"}), "flag --max_response_length 48: with "
            "--max_prompt_length 64 exceeds the 111 tokens that", "looks back: training here knows no such window")
+    sft = of_script("sft", flags) | {"model": model, "engine": "deepspeed"}
+    expect(call("sft", sft), "flag --max_length 128: exceeds the 111 tokens that", "looks back: training here")
+    status, out, _ = call("sft", sft | {"max_length": 111}, "--check")  # what is generated may be longer
+    assert status == 0 and "all checks passed" in out
     assert attention_window(Qwen2Config(sliding_window=5)) == attention_window(LlamaConfig()) == math.inf
     assert attention_window(MistralConfig(sliding_window=5)) == 5
 

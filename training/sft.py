@@ -98,7 +98,7 @@ def main(args: Args) -> None:
         skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
         tracker=args.tracker,
         engine=args.engine, tp_size=args.tp_size, sleep_level=args.sleep_level,
-        needs=("answer",),
+        needs=("answer",), max_length=args.max_length,
     )
     demonstrations, num_long = inputs.problems, 0
     if inputs.tokenizer is not None:

@@ -38,10 +38,11 @@ def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, needs: tuple[str, ...] = (),
-    tracker: str = "none",
+    tracker: str = "none", max_length: int = 0,
 ) -> Inputs:  # fmt: skip
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
-    names what every training problem must have, "hint" or "answer".
+    names what every training problem must have, "hint" or "answer". `max_length`, where given, is that of the rows of
+    training, which else are prompt and response.
 
     Raises:
         BadInput: anything that is missing, unreadable or too long.
@@ -61,13 +62,15 @@ def load_inputs(
         largest = max(tokenizer.get_vocab().values())
         require(largest < config.vocab_size, "--model", model,
                 f"its tokenizer has ids up to {largest}, its embeddings end at {config.vocab_size - 1}")
-        positions = config.max_position_embeddings
-        require(max_prompt_length + max_response_length <= positions, "--max_response_length", max_response_length,
-                f"with --max_prompt_length {max_prompt_length} exceeds the {positions} positions of {model}")
-        window = attention_window(config)
-        require("train" not in splits or max_prompt_length + max_response_length <= window, "--max_response_length",
-                max_response_length, f"with --max_prompt_length {max_prompt_length} exceeds the {window} tokens that "
-                f"{model} looks back: training here knows no such window")
+        positions, window = config.max_position_embeddings, attention_window(config)
+        rows = [("--max_response_length", max_response_length, f"with --max_prompt_length {max_prompt_length} exceeds",
+                 max_prompt_length + max_response_length)]
+        rows += [("--max_length", max_length, "exceeds", max_length)] if max_length else []
+        for flag, value, exceeds, length in rows:
+            require(length <= positions, flag, value, f"{exceeds} the {positions} positions of {model}")
+        flag, value, exceeds, length = rows[-1]
+        require("train" not in splits or length <= window, flag, value,
+                f"{exceeds} the {window} tokens that {model} looks back: training here knows no such window")
     loaded = {split: load_problems(data, split, needs if split == "train" else ()) for split in splits}
     if "test" in loaded:
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
