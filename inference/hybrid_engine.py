@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from utils import seeding
 from utils.checks import BadInput, require, world_size
 from utils.hints import Prompt
 
@@ -63,22 +61,6 @@ class Engine(Protocol):
     def sleep(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-def sampling_uniforms(
-    prompts: Sequence[Prompt], group_size: int, max_response_length: int, seed: int, step: int
-) -> list[np.ndarray]:
-    """The randomness of a step's rollouts: for each prompt an array (group_size, max_response_length) in [0, 1).
-
-    A function of (seed, step, problem, sample) alone.
-    """
-    return [
-        np.stack([
-            seeding.generator("sample", seed, step, prompt.problem.index, sample).random(max_response_length)
-            for sample in range(group_size)
-        ])
-        for prompt in prompts
-    ]
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | list[int] | None) -> frozenset[int]:

@@ -6,8 +6,7 @@ All rows are at the same response token, so suffixes need no mask. Rows that end
 On a GPU a step is captured in a CUDA graph, which needs shapes that stay: there it runs over more suffix columns than
 are written yet and masks the rest, and the host looks only now and then which rows have ended.
 
-    S segments (a prefix and the samples that share it), K samples a segment, H key-value heads, Q query heads for each
-    of them, D head size; T prefix length, t suffix length.
+Letters of shapes: see inference/decode_state.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from inference.decode_graph import Captured
-from inference.hybrid_engine import Rollout, sampling_uniforms
+from inference.decode_state import COMPACT_BELOW, DecodeState
+from inference.hybrid_engine import Rollout
+from inference.sampling import pick, sampling_uniforms
 from utils import heartbeat
 from utils.checks import BadInput
 from utils.hints import Prompt
@@ -31,59 +32,10 @@ from utils.linear import use_onednn
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
 ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
-COMPACT_BELOW = 0.75  # share of live rows under which the finished ones leave
-SLACK = 1.15  # slots over live rows that a compaction may leave, to keep samples of one group together
 # For fixed shapes, which CUDA graphs need (not measured, for want of a GPU); a new shape is a new graph:
 LOOK_EVERY = 16  # tokens between two looks of the host at the rows that live
 SPAN = 128  # the suffix columns that a step attends to are a multiple
 FIXED_COMPACT_BELOW = 0.5
-
-
-@dataclass
-class _State:
-    """The rows in flight: S segments of K slots. Slots whose sample has ended (or never was) are not alive. Steps write
-    into these tensors; only `compact` and `grow` put others in their place, one by one: what is there twice is never
-    more than one layer's."""
-
-    prefix_keys: list[Tensor]  # one per layer, (S, H, T, D)
-    prefix_values: list[Tensor]
-    prefix_mask: Tensor  # (S, 1, 1, T) 0 or -inf
-    prefix_lengths: Tensor  # (S,)
-    suffix_keys: list[Tensor]  # one per layer, (S, H, K, capacity, D)
-    suffix_values: list[Tensor]
-    rows: Tensor  # (S, K) which rollout a slot belongs to
-    alive: Tensor  # (S, K) bool
-    chosen: Tensor  # (S, K) the latest token of each slot, not in the suffix yet
-    position: Tensor  # (1,) which response token that is
-    longest: int  # suffix there can be
-
-    def compact(self, t: int) -> bool:
-        """Leave out most dead slots, as `deal` says; False where that is not worth it. `t` suffix tokens count."""
-        dealt = deal(self.alive.cpu().numpy(), self.prefix_mask.shape[-1], self.longest)
-        if dealt is None:
-            return False
-        parent, slot = (torch.tensor(numbers, device=self.rows.device) for numbers in dealt)  # (S',), (S', K')
-        segment = parent[:, None]
-        for cache in (self.suffix_keys, self.suffix_values):  # first, for they get smaller
-            for number, old in enumerate(cache):
-                cache[number] = old.new_empty(len(parent), old.shape[1], slot.shape[1], *old.shape[3:])
-                cache[number][:, :, :, :t] = old.transpose(1, 2)[segment, slot, :, :t].transpose(1, 2)
-        for cache in (self.prefix_keys, self.prefix_values):
-            for number, old in enumerate(cache):
-                cache[number] = old[parent]
-        self.prefix_mask, self.prefix_lengths = self.prefix_mask[parent], self.prefix_lengths[parent]
-        self.rows, self.chosen = self.rows[segment, slot], self.chosen[segment, slot]
-        self.alive = torch.ones_like(slot, dtype=torch.bool)
-        self.alive[:, 1:] = slot[:, 1:] > slot[:, :-1]  # spare slots repeat the first
-        return True
-
-    def grow(self, needed: int, t: int) -> None:
-        """Room for `needed` suffix tokens and more. `t` suffix tokens count."""
-        for cache in (self.suffix_keys, self.suffix_values):
-            for number, old in enumerate(cache):
-                capacity = min(max(needed, 2 * old.shape[3]), self.longest)
-                cache[number] = old.new_empty(*old.shape[:3], capacity, old.shape[4])
-                cache[number][:, :, :, :t] = old[:, :, :, :t]
 
 
 @dataclass(frozen=True)
@@ -183,7 +135,7 @@ class TorchEngine:
         longest = max_response_length - 1  # the last token never gets into the cache
         heads = (len(prompts), prefixes[0][0].shape[1], group_size, min(FIRST_CAPACITY, longest), self.head_dim)
         suffixes = [[logits.new_empty(heads) for _ in self.model.model.layers] for _ in range(2)]
-        state = _State(*prefixes, *suffixes, rows, torch.ones_like(rows).bool(), torch.zeros_like(rows),
+        state = DecodeState(*prefixes, *suffixes, rows, torch.ones_like(rows).bool(), torch.zeros_like(rows),
                        torch.full((1,), -1, device=self.device), longest)
         self._choose(state, output, logits.repeat_interleave(group_size, dim=0))
         self._respond(state, output)
@@ -191,7 +143,7 @@ class TorchEngine:
         lengths = torch.where(ended.any(dim=1), ended.int().argmax(dim=1) + 1, max_response_length)
         return ids.tolist(), output.logprobs.tolist(), lengths.tolist()
 
-    def _respond(self, state: _State, output: _Output) -> None:
+    def _respond(self, state: DecodeState, output: _Output) -> None:
         """All tokens after the first."""
         fixed, limit = self.captured is not None, output.ids.shape[1]
         step, width, t = None, 0, 1
@@ -217,7 +169,7 @@ class TorchEngine:
             t = stop
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
-        """Of all prefixes (right-padded): keys and values, mask, lengths, as in _State; and the logits (S, V) after."""
+        """Of prefixes, right-padded: keys and values, mask and lengths, as in DecodeState; logits (S, V) after."""
         model = self.model.model
         prefixes = [prompt.prompt_ids + prompt.hint_ids for prompt in prompts]
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
@@ -258,13 +210,13 @@ class TorchEngine:
             query, key = attention.q_norm(query), attention.k_norm(key)
         return query, key, value
 
-    def _step(self, state: _State, output: _Output, width: int) -> None:
+    def _step(self, state: DecodeState, output: _Output, width: int) -> None:
         """Append the latest token of every slot to its suffix and choose the next. `width` suffix columns are looked
         at: those that count, or more where shapes are fixed. Nothing may then depend on values or wait for the device.
         """
         self._choose(state, output, self._forward(state, width))
 
-    def _choose(self, state: _State, output: _Output, logits: Tensor) -> None:
+    def _choose(self, state: DecodeState, output: _Output, logits: Tensor) -> None:
         """Take the next token of every slot from `logits` (S * K, V); live slots write it down."""
         state.position.add_(1)
         rows, alive = state.rows.flatten(), state.alive.flatten()
@@ -276,7 +228,7 @@ class TorchEngine:
         state.chosen.copy_(chosen.view_as(state.chosen))
         state.alive.logical_and_((chosen[:, None] != self.eos_ids).all(dim=1).view_as(state.alive))
 
-    def _forward(self, state: _State, width: int) -> Tensor:
+    def _forward(self, state: DecodeState, width: int) -> Tensor:
         """Append the latest token of every slot to its suffix and return the logits after it, (S * K, V)."""
         model = self.model.model
         num_segments, num_slots = state.rows.shape
@@ -331,44 +283,3 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, halves convention (arXiv 2104.09864)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def pick(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Next ids and their log-probabilities, (B,), (B,), from logits (B, V).
-
-    Greedy at temperature 0 (log-probabilities at temperature 1); else the inverse of the cumulative distribution at
-    `noise` (B,), uniform in [0, 1).
-    """
-    logprobs = (logits.float() / (temperature or 1.0)).log_softmax(dim=-1)
-    if temperature == 0:
-        chosen = logprobs.argmax(dim=-1)
-    else:
-        cumulative = logprobs.exp().cumsum(dim=-1)
-        # Neither end may pick a token of probability 0: not the first at noise 0, nor one beyond the rounded-up total.
-        target = noise[:, None].clamp_min(2**-24) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target).squeeze(1)
-    return chosen, logprobs.gather(-1, chosen[:, None]).squeeze(1)
-
-
-def deal(alive: np.ndarray, prefix_width: int, capacity: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """New segments for the slots that are `alive` (S, K): the old segment of each (S',), and its slots in there
-    (S', K'), spare ones repeating the first. None where too few slots would go.
-
-    The largest K' is taken whose slots exceed the fewest possible by no more than SLACK, so that samples go on sharing
-    their prefix where that costs little. A K' is possible if its caches, with `capacity` suffix tokens, hold no more
-    than the present ones: small segments make copies of a prefix.
-    """
-    live = [np.flatnonzero(slots) for slots in alive]
-    counts = alive.sum(axis=1)
-    num_slots = {}
-    for width in range(1, counts.max() + 1):
-        num_segments = (-(-counts // width)).sum()
-        if num_segments * (prefix_width + width * capacity) <= len(alive) * (prefix_width + alive.shape[1] * capacity):
-            num_slots[width] = num_segments * width
-    width = max(width for width, count in num_slots.items() if count <= SLACK * min(num_slots.values()))
-    if num_slots[width] > SLACK * COMPACT_BELOW * alive.size:
-        return None
-    dealt = [(parent, slots[start : start + width])
-             for parent, slots in enumerate(live) for start in range(0, len(slots), width)]
-    return (np.array([parent for parent, _ in dealt]),
-            np.stack([np.append(slots, np.repeat(slots[:1], width - len(slots))) for _, slots in dealt]))

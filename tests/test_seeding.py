@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inference.hybrid_engine import sampling_uniforms
+from inference.sampling import sampling_uniforms
 from tests.models import make_prompt
 from utils import seeding
 

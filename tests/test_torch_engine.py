@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from inference import torch_engine
+from inference.decode_state import COMPACT_BELOW, SLACK, DecodeState, deal
 from inference.hybrid_engine import Rollout, completion_text, decode, eos_ids
-from inference.torch_engine import COMPACT_BELOW, SLACK, TorchEngine, _Output, _State, check_supported, deal, pick
+from inference.sampling import pick
+from inference.torch_engine import TorchEngine, _Output, check_supported
 from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer, with_noise
 from utils.checks import BadInput
 from utils.hints import Prompt
@@ -66,7 +68,7 @@ def ids_of(groups) -> list[list[list[int]]]:
 @pytest.fixture
 def compactions(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
     """Shapes (segments, slots) before and after every compaction of the test."""
-    shapes, compact = [], _State.compact
+    shapes, compact = [], DecodeState.compact
 
     def recording(state, t):
         before = tuple(state.rows.shape)
@@ -75,7 +77,7 @@ def compactions(monkeypatch) -> list[tuple[torch.Size, torch.Size]]:
             shapes.append((before, tuple(state.rows.shape)))
         return compacted
 
-    monkeypatch.setattr(_State, "compact", recording)
+    monkeypatch.setattr(DecodeState, "compact", recording)
     return shapes
 
 
@@ -354,14 +356,14 @@ def test_greedy_takes_the_most_probable_and_its_logprob_at_temperature_one():
 # ---- compaction ----
 
 
-def make_state(num_segments: int, num_slots: int, capacity: int = 4) -> _State:
+def make_state(num_segments: int, num_slots: int, capacity: int = 4) -> DecodeState:
     """Random caches of two layers behind prefixes of three tokens."""
     random = torch.Generator().manual_seed(0)
 
     def caches(*shape):
         return [torch.randn(num_segments, 2, *shape, generator=random) for _ in range(2)]
 
-    return _State(
+    return DecodeState(
         caches(3, 5), caches(3, 5), torch.randn(num_segments, 1, 1, 3, generator=random),
         torch.randint(1, 100, (num_segments,), generator=random),
         caches(num_slots, capacity, 5), caches(num_slots, capacity, 5),
@@ -371,7 +373,7 @@ def make_state(num_segments: int, num_slots: int, capacity: int = 4) -> _State:
     )  # fmt: skip
 
 
-def by_row(state: _State, t: int) -> dict[int, list[torch.Tensor]]:
+def by_row(state: DecodeState, t: int) -> dict[int, list[torch.Tensor]]:
     """For every live row all that belongs to it: its own suffix up to t, and its segment's prefix."""
     rows = {}
     for segment, slot in state.alive.nonzero().tolist():
@@ -480,7 +482,7 @@ def test_caches_stay_within_the_budget(prompt_length, group_size, first_capacity
 @pytest.mark.parametrize("captured", [None, lambda step: step], ids=["usual", "fixed"])
 def test_suffixes_grow_to_the_longest_response_and_no_further(captured, monkeypatch):
     monkeypatch.setattr(torch_engine, "SPAN", 16)
-    capacities, grow = [], _State.grow
+    capacities, grow = [], DecodeState.grow
 
     def recording(state, needed, t):
         before = [cache[..., :t, :].clone() for cache in state.suffix_keys + state.suffix_values]
@@ -489,7 +491,7 @@ def test_suffixes_grow_to_the_longest_response_and_no_further(captured, monkeypa
         assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
         capacities.append(state.suffix_keys[0].shape[3])
 
-    monkeypatch.setattr(_State, "grow", recording)
+    monkeypatch.setattr(DecodeState, "grow", recording)
     engine = make_engine(ends=[EOS_NEVER])
     engine.captured = captured
     sample(engine, random_prompts(LENGTHS), max_response_length=100)
@@ -509,7 +511,7 @@ def test_a_compaction_holds_one_layer_twice(lengths, live):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         shapes = 2 * [(segments, 2, prefix, 50)] + 2 * [(segments, 2, slots, capacity, 50)]
         keys, values, *suffixes = ([torch.empty(shape) for _ in range(layers)] for shape in shapes)
-        state = _State(keys, values, mask, torch.ones(segments), *suffixes, rows, alive, rows, torch.tensor([0]),
+        state = DecodeState(keys, values, mask, torch.ones(segments), *suffixes, rows, alive, rows, torch.tensor([0]),
                        capacity)
         before = sum(cache.nbytes for cache in sum([keys, values, *suffixes], []))
         assert state.compact(capacity)
@@ -632,8 +634,13 @@ def test_a_step_of_fixed_shapes_can_be_captured(monkeypatch, compactions):
 
 
 def test_the_host_looks_at_the_rows_every_few_tokens(monkeypatch):
-    looks, compact = [], _State.compact
-    monkeypatch.setattr(_State, "compact", lambda state, t: looks.append((t, int(state.position))) or compact(state, t))
+    looks, compact = [], DecodeState.compact
+
+    def recording(state, t):
+        looks.append((t, int(state.position)))
+        return compact(state, t)
+
+    monkeypatch.setattr(DecodeState, "compact", recording)
     sample(fixed(make_engine()), random_prompts(LENGTHS))
     assert looks and all(t == position and t % torch_engine.LOOK_EVERY == 0 for t, position in looks)
 
