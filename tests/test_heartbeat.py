@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import heartbeat, interruption, metrics
+from utils import heartbeat, interruption, metrics, pulse
 
 ROOT = Path(__file__).resolve().parent.parent
 # A rank: phases of 0.1 s up to step 3; there each does what it is told, or waits for the others for ever.
@@ -119,7 +119,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path, rank, faults):
     statuses, line = ranks.end()
     assert time.monotonic() - began < 20
     assert statuses == [-signal.SIGKILL if number == rank else 1 for number in range(3)]
-    assert line.startswith(f"stopped: rank {rank} (process ") and line.endswith(heartbeat.GONE)
+    assert line.startswith(f"stopped: rank {rank} (process ") and line.endswith(pulse.GONE)
 
 
 def test_a_rank_that_fails_is_named_and_its_traceback_shown(tmp_path):
@@ -233,9 +233,9 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     heartbeat.start(str(tmp_path), 0.1)
     try:
         watch = metrics.Stopwatch(step=1)
-        time.sleep(3 * heartbeat.TICK)
+        time.sleep(3 * pulse.TICK)
         watch.lap("rollout")
-        assert 3 * heartbeat.TICK <= watch.seconds["seconds/rollout"] < 6 + 3 * heartbeat.TICK
+        assert 3 * pulse.TICK <= watch.seconds["seconds/rollout"] < 6 + 3 * pulse.TICK
         assert 0 <= heartbeat._heart.idle < 6
     finally:
         heartbeat.stop()

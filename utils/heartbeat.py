@@ -1,11 +1,11 @@
 """Where every process of a run is, and the end of all of them when one stalls, dies or fails.
 
-Each process keeps `<output_dir>/.heartbeat/rank_R`: step, phase, and once a second a sign of life. It holds a lock on
-that file for as long as it lives. A thread of each process looks at all of them:
+Each process keeps a record of step and phase, with a sign of life, in `<output_dir>/.heartbeat` (utils/pulse.py). A
+thread of each process looks at all of them:
 
 - no progress for the limit (a collective that others do not join is none): every process dumps its stacks to stderr and
   `<output_dir>/stall_rank_R.txt`, and the run ends with a line that names the one that is behind;
-- a lock is free though its process did not take leave: killed, crashed or out of memory;
+- a process is gone and did not take leave: killed, crashed or out of memory;
 - a process says that it failed.
 
 Time counts while a process runs: not while it is stopped, and not by a clock that somebody may set. Nothing here needs
@@ -14,12 +14,9 @@ the others to answer.
 
 import contextlib
 import faulthandler
-import fcntl
-import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,93 +24,32 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.pulse import TICK, Pulse, described, is_silent
+
 FOLDER = ".heartbeat"  # in an output folder
-TICK = 0.5  # seconds between two looks
-SILENT = 4.0  # seconds without a sign of life: the process is stopped, or native code keeps the interpreter
 PATIENCE = 5.0  # seconds to wait for the last words of the others
 COLLECTIVES = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
 # In the errors of a collective whose other side has gone:
 CONNECTION = ("gloo", "nccl", "connection", "socket", "distbackend", "distnetwork", "diststore")
-GONE = "was killed (out of memory? see dmesg) or crashed"
 
 
-class _Heart:
+class _Heart(Pulse):
+    """A pulse that beats by itself, and ends the process when the run is over."""
+
     def __init__(self, output_dir: str, limit: float) -> None:
-        self.rank, self.num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.output_dir, self.folder, self.limit = Path(output_dir), Path(output_dir) / FOLDER, limit
-        self.folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(Path(output_dir) / FOLDER, int(os.environ.get("RANK", "0")),
+                         int(os.environ.get("WORLD_SIZE", "1")))
+        self.output_dir, self.limit = Path(output_dir), limit
         self.stacks_of(self.rank).unlink(missing_ok=True)  # of an earlier run
         self.main_thread = threading.get_ident()
         self.beats = 0  # signs of progress
         self.idle = 0.0  # seconds since the last one
-        self.record: dict[str, Any] = {
-            "rank": self.rank, "host": socket.gethostname(), "process": os.getpid(), "step": 0, "phase": "start-up",
-            "phases": 0, "state": "runs", "ticks": 0, "idle": 0.0, "waits": False,
-        }  # fmt: skip
-        self.others: dict[int, dict[str, Any]] = {}  # last record, `seen` (when its ticks changed), `alive`
-        self.descriptor = os.open(self.folder / f"rank_{self.rank}", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)  # whoever looks holds it shared, for a moment
-        os.ftruncate(self.descriptor, 0)
-        self.write()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.watch, name="heartbeat", daemon=True)
         self.thread.start()
 
     def stacks_of(self, rank: int | str) -> Path:
         return self.output_dir / f"stall_rank_{rank}.txt"
-
-    def write(self, **changes: Any) -> None:
-        self.record.update(changes)
-        text = json.dumps(self.record).encode()
-        with contextlib.suppress(OSError):  # a full disk is for those to tell who lose something by it
-            os.pwrite(self.descriptor, text.ljust(1024), 0)
-
-    # ----- looking -----
-
-    def look(self) -> None:
-        """Bring `others` up to date. A process counts once it has been seen alive: before, its file is an old run's."""
-        for rank in range(self.num_ranks):
-            if rank == self.rank:
-                continue
-            try:
-                descriptor = os.open(self.folder / f"rank_{rank}", os.O_RDONLY)
-            except OSError:
-                continue
-            try:
-                alive = is_locked(descriptor)  # first: the record of a dead process is its last
-                record = json.loads(os.read(descriptor, 4096))
-            except ValueError:  # about to be written
-                continue
-            finally:
-                os.close(descriptor)
-            before = self.others.get(rank)
-            if before is None and not alive:
-                continue
-            now = time.monotonic()
-            is_new = before is None or before["ticks"] != record["ticks"]
-            gone = None if alive else before["gone"] or now
-            self.others[rank] = record | {"alive": alive, "seen": now if is_new else before["seen"], "gone": gone}
-
-    def living(self) -> list[int]:
-        """The ranks that live and answer, this one included."""
-        return sorted([self.rank] + [rank for rank, one in self.others.items() if one["alive"] and not is_silent(one)])
-
-    def failure(self) -> dict[str, Any] | None:
-        """The record of the process that failed or died first, with the `reason`: the line that tells of it."""
-        found = [one | {"since": one["failed_at"]} for one in (*self.others.values(), self.record)
-                 if one["state"] == "failed"]
-        found += [one | {"since": one["gone"] - 2 * TICK, "reason": f"{described(one)} {GONE}"}  # seen a tick late
-                  for one in self.others.values() if not one["alive"] and one["state"] == "runs"]
-        return min(found, key=lambda one: (one["since"], one["rank"]), default=None)
-
-    def behind(self) -> dict[str, Any]:
-        """The record of the process that the others wait for: in the earliest phase; of several there one that does not
-        answer, then one that is in no collective, then the one that has been without progress for longest."""
-        everyone = [self.record | {"idle": self.idle}]
-        for one in self.others.values():
-            silence = time.monotonic() - one["seen"] if is_silent(one) else 0.0
-            everyone.append(one | {"idle": one["idle"] + silence, "silent": silence > 0})
-        return min(everyone, key=lambda one: (one["phases"], not one.get("silent"), one["waits"], -one["idle"]))
 
     # ----- the thread -----
 
@@ -180,7 +116,7 @@ class _Heart:
             time.sleep(0.1)
             self.look()
         self.kill_silent()
-        cause = self.behind()
+        cause = self.behind(self.idle)
         what = f"made no progress for {cause['idle']:.0f} s"
         if cause["idle"] < self.limit / 2:
             what = f"keeps the others waiting for {self.limit:.0f} s"
@@ -228,26 +164,6 @@ class _Heart:
             time.sleep(0.1)
 
 
-def is_silent(record: dict[str, Any]) -> bool:
-    return time.monotonic() - record["seen"] > SILENT
-
-
-def is_locked(descriptor: int) -> bool:
-    """Whether another process holds the lock that comes with a life. These locks are gone with the process, whatever
-    ends it, and are not inherited by the processes it starts."""
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    fcntl.lockf(descriptor, fcntl.LOCK_UN)
-    return False
-
-
-def described(record: dict[str, Any]) -> str:
-    return (f"rank {record['rank']} (process {record['process']} on {record['host']}), in step {record['step']}, "
-            f"{record['phase']},")
-
-
 def say(reason: str) -> None:
     os.write(2, f"\nstopped: {reason}\n".encode(errors="backslashreplace"))
 
@@ -290,7 +206,7 @@ def stop() -> None:
         heart.over.set()
         heart.thread.join()
         heart.write(state="ended")
-        os.close(heart.descriptor)  # and with it the lock
+        heart.close()
 
 
 def fail(reason: str, remove: Path | None = None) -> None:
