@@ -32,6 +32,8 @@ from utils.linear import use_onednn
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
 ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
+PREFILL_TOKENS = 16_384  # of prompts that are computed at once
+CPU_PREFILL_TOKENS = 1_024  # so that activations stay in the processor's cache
 # For fixed shapes, which CUDA graphs need (not measured, for want of a GPU); a new shape is a new graph:
 LOOK_EVERY = 16  # tokens between two looks of the host at the rows that live
 SPAN = 128  # the suffix columns that a step attends to are a multiple
@@ -62,6 +64,7 @@ class TorchEngine:
         self.head_dim = model.model.layers[0].self_attn.head_dim
         self.kv_cache_bytes = kv_cache_gb * 2**30
         self.device = model.get_input_embeddings().weight.device
+        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)
         self.captured = partial(Captured, device=self.device) if self.device.type == "cuda" else None
 
@@ -170,35 +173,49 @@ class TorchEngine:
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
         """Of prefixes, right-padded: keys and values, mask and lengths, as in DecodeState; logits (S, V) after."""
-        model = self.model.model
         prefixes = [prompt.prompt_ids + prompt.hint_ids for prompt in prompts]
+        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
+        width = int(lengths.max())
+        weight = self.model.get_input_embeddings().weight
+        shape = len(prefixes), self.model.config.num_key_value_heads, width, self.head_dim
+        caches = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.model.layers]
+        logits = []
+        for some in torch.arange(len(prefixes)).split(max(1, self.prefill_tokens // width)):
+            rows = slice(int(some[0]), int(some[-1]) + 1)
+            logits.append(self._prefill_rows(prefixes[rows], [(keys[rows], values[rows]) for keys, values in caches]))
+        padding = torch.arange(width, device=self.device) >= lengths[:, None]
+        mask = weight.new_zeros(padding.shape).masked_fill(padding, -torch.inf)[:, None, None]
+        keys, values = map(list, zip(*caches, strict=True))
+        return keys, values, mask, lengths, torch.cat(logits)
+
+    def _prefill_rows(self, prefixes: list[list[int]], caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Fill the `caches` of some prefixes, keys and values (S, H, T, D) for each layer, and return the logits (S, V)
+        after them."""
+        model = self.model.model
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
         width = int(lengths.max())
         padded = torch.tensor([prefix + [0] * (width - len(prefix)) for prefix in prefixes], device=self.device)
         positions = torch.arange(width, device=self.device)[None]
         states = model.embed_tokens(padded)  # (S, T, hidden)
-        mask = torch.zeros(padded.shape, dtype=states.dtype, device=self.device)
-        mask = mask.masked_fill(positions >= lengths[:, None], -torch.inf)[:, None, None]
         cos, sin = model.rotary_emb(states, positions)
-        keys, values = [], []
-        for layer in model.layers:
+        for layer, (keys, values) in zip(model.layers, caches, strict=True):
             attention = layer.self_attn
             query, key, value = (heads.transpose(1, 2) for heads in self._heads(layer, states))
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
-            keys.append(key.contiguous())
-            values.append(value.contiguous())
+            keys[:, :, :width], values[:, :, :width] = key, value
             if layer is model.layers[-1]:  # of its states only those after the last tokens are needed
-                ends = torch.arange(len(prompts), device=self.device), lengths - 1
+                ends = torch.arange(len(prefixes), device=self.device), lengths - 1
+                beyond = (positions >= lengths[:, None])[:, None, None]
                 query = query.transpose(1, 2)[ends].unflatten(1, (key.shape[1], -1)) * attention.scaling  # (S, H, Q, D)
-                weights = (query @ keys[-1].transpose(2, 3) + mask).softmax(dim=-1, dtype=torch.float)
-                states, mixed = states[ends], (weights.to(states.dtype) @ values[-1]).flatten(1)
+                scores = (query @ key.transpose(2, 3)).masked_fill(beyond, -torch.inf)
+                weights = scores.softmax(dim=-1, dtype=torch.float).to(states.dtype)
+                states, mixed = states[ends], (weights @ value).flatten(1)
             else:
                 mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling,
                                                        enable_gqa=True).transpose(1, 2).flatten(2)
             states = states + attention.o_proj(mixed)
             states = states + layer.mlp(layer.post_attention_layernorm(states))
-        logits = self.model.lm_head(model.norm(states))
-        return keys, values, mask, lengths, logits
+        return self.model.lm_head(model.norm(states))
 
     def _heads(self, layer, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of a layer for `states` (..., hidden), each (..., heads, D), not rotated yet."""
