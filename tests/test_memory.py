@@ -196,6 +196,9 @@ def test_generation_holds_the_prompts_that_the_cache_lets_in():
 def test_prefill_counts_where_prompts_are_long():
     long = replace(RUN, max_prompt_length=100_000, max_response_length=2, kv_cache_gb=1.0)
     assert generation(replace(SMALL, intermediate_size=1000), long, 1, 1) == 100_000 * (48 + 2 * (32 + 3000))
+    some = replace(long, max_prompt_length=5_000, kv_cache_gb=1e-3)  # 4 fit, 3 are computed at once
+    assert generation(replace(SMALL, intermediate_size=1000), some, 20, 1) \
+        == 5_000 * (4 * 48 + 3 * 2 * (32 + 3000))
 
 
 # ----- the sum -----

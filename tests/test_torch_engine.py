@@ -186,6 +186,20 @@ def test_a_small_cache_makes_several_batches_of_the_same_samples(monkeypatch):
         assert max(batches) * token_bytes * 4 * limit <= max(kv_cache_bytes, longest)
 
 
+@pytest.mark.parametrize(("tokens", "parts"), [(1, [1] * 10), (30, [2] * 5), (50, [3, 3, 3, 1]), (1000, [10])])
+def test_prefill_in_parts_changes_nothing(tokens, parts, monkeypatch):
+    """The longest prompt has 15 tokens; the others of its part are padded to it, those of another part to their own."""
+    engine, whole, sizes = make_engine(), make_engine(), []
+    engine.prefill_tokens, whole.prefill_tokens = tokens, 10_000
+    rows = engine._prefill_rows
+    monkeypatch.setattr(engine, "_prefill_rows", lambda prefixes, caches: sizes.append(len(prefixes))
+                        or rows(prefixes, caches))
+    groups, expected = (sample(one, random_prompts(LENGTHS)) for one in (engine, whole))
+    assert sizes == parts and ids_of(groups) == ids_of(expected)
+    for one, other in zip(sum(groups, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
 def test_samples_follow_their_uniforms():
     engine, prompts = make_engine(ends=[EOS_NEVER]), random_prompts([(4, 0)])
     first = ids_of(sample(engine, prompts, max_response_length=20, seed=0))
@@ -581,7 +595,9 @@ def test_what_was_in_the_cache_before_does_not_matter(monkeypatch):
     empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: empty(*args).fill_(torch.nan))
     monkeypatch.setattr(torch_engine, "SPAN", 16)
-    groups = sample(fixed(make_engine()), random_prompts(LENGTHS))
+    engine = fixed(make_engine())
+    engine.prefill_tokens = 30  # prefixes of many widths
+    groups = sample(engine, random_prompts(LENGTHS))
     assert all(np.isfinite(rollout.logprobs).all() for group in groups for rollout in group)
     assert ids_of(groups) == ids_of(sample(make_engine(), random_prompts(LENGTHS)))
 
