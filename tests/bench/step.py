@@ -34,7 +34,7 @@ class Args:
     group_size: int = 4  # responses a prompt
     response_length: int = 64  # tokens
     shown: int = 0  # of five chunks of the solution, after the prompt
-    max_tokens_per_micro_batch: int = 16_384  # ours
+    max_tokens_per_micro_batch: int = 4_096  # ours
     trl_micro_batches: tuple[int, ...] = (64, 256)  # completions; each is timed, the fastest counts
     engine: str = "torch"  # ours
     steps: int = 2  # timed in each run, after one that warms up

@@ -54,7 +54,7 @@ class Args:
     response_length: int = 64  # tokens, at most; at least half
     hidden_size: int = 256  # of the model
     num_layers: int = 6  # of the model
-    max_tokens: int = 16_384  # of a micro-batch
+    max_tokens: int = 4_096  # of a micro-batch
     who: tuple[Literal["shared", "masked", "packed", "padded"], ...] = ("shared", "packed", "padded")  # memory: first's
     gradient_checkpointing: bool = False  # ours: recompute activations in the backward pass
     repeats: int = 5  # the median counts
