@@ -178,10 +178,11 @@ class TorchEngine:
         width = int(lengths.max())
         weight = self.model.get_input_embeddings().weight
         shape = len(prefixes), self.model.config.num_key_value_heads, width, self.head_dim
+        # Zeros, for padding is masked, but 0 times what was there before may be NaN:
         caches = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.model.layers]
-        logits = []
-        for some in torch.arange(len(prefixes)).split(max(1, self.prefill_tokens // width)):
-            rows = slice(int(some[0]), int(some[-1]) + 1)
+        at_once, logits = max(1, self.prefill_tokens // width), []
+        for start in range(0, len(prefixes), at_once):
+            rows = slice(start, start + at_once)
             logits.append(self._prefill_rows(prefixes[rows], [(keys[rows], values[rows]) for keys, values in caches]))
         padding = torch.arange(width, device=self.device) >= lengths[:, None]
         mask = weight.new_zeros(padding.shape).masked_fill(padding, -torch.inf)[:, None, None]
