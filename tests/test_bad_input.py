@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config
 
 from tests.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
@@ -390,6 +390,20 @@ def test_check_prints_the_plan_and_writes_nothing(call, flags, countdown_data, n
     assert " ".join(repr(first.prompt).split()) in plan
     assert f"{name}: all checks passed" in plan
     assert not flags["output_dir"].exists()
+
+
+def test_check_shows_the_bos_that_the_model_gets(call, flags, base_model, countdown_data, tmp_path):
+    model = shutil.copytree(base_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"bos_token": tokenizer.eos_token})
+    tokenizer.save_pretrained(model)
+    first = load_problems(str(countdown_data), "train")[0].prompt
+    num_tokens = len(tokenizer(first, add_special_tokens=False)["input_ids"])
+    for bos in (True, False):
+        status, plan, stderr = call("uft", flags | {"model": model, "check": True}, *(() if bos else ("--no_bos",)))
+        assert status == 0, stderr
+        assert f"first prompt {' '.join(repr(tokenizer.eos_token * bos + first).split())} " in plan
+        assert f"first prompt, tokens {num_tokens + bos}" in plan
 
 
 def test_check_of_eval_prints_a_plan_for_every_pair(call, flags, base_model, countdown_data, tmp_path):

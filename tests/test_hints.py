@@ -12,6 +12,7 @@ from utils.hints import (
     check_demonstration_lengths,
     check_prompt_lengths,
     encode,
+    printable_prompt,
     solution_slices,
 )
 
@@ -163,6 +164,15 @@ def test_prompts_begin_with_the_tokenizers_bos_where_it_is_asked_for_and_exists(
         demonstration = build_demonstration(problem, tokenizer, asked)
         assert demonstration.prompt_ids == start + encode("abc", tokenizer)
         assert demonstration.hint_ids == [*encode("x y", tokenizer), tokenizer.eos_token_id]
+
+
+def test_a_prompt_is_shown_with_the_bos_that_the_model_gets():
+    with_bos = byte_tokenizer("<think> we")
+    with_bos.add_special_tokens({"bos_token": "<|begin|>"})
+    problem = make_problem(prompt="a 'b'\n")
+    assert printable_prompt(problem, with_bos, True) == ("\"<|begin|>a 'b'\\n\"", 7)
+    assert printable_prompt(problem, with_bos, False) == printable_prompt(problem, TOKENIZER, True)
+    assert printable_prompt(problem, TOKENIZER, True) == ("\"a 'b'\\n\"", 6)
 
 
 def test_the_bos_counts_as_a_token_of_the_prompt():

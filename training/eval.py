@@ -28,7 +28,7 @@ from inference.hybrid_engine import load_engine
 from utils import distributed, heartbeat
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
-from utils.hints import build_prompt
+from utils.hints import printable_prompt
 from utils.prepare import load_inputs, memory_plan, print_plan
 from utils.zero import resolve_dtype
 
@@ -91,8 +91,8 @@ def main(args: Args) -> None:
         (output_dir / "responses.jsonl").write_text("")
         for (model, data), inputs in all_inputs.items():
             first = inputs.test_problems[0]
-            num_tokens = len(build_prompt(first, inputs.tokenizer, args.max_prompt_length, args.bos).prompt_ids)
-            print(f"{model} on {data}: first prompt, {num_tokens} tokens: {first.prompt!r}", flush=True)
+            prompt, num_tokens = printable_prompt(first, inputs.tokenizer, args.bos)
+            print(f"{model} on {data}: first prompt, {num_tokens} tokens: {prompt}", flush=True)
             if warning := tokenizer_mismatch(first.prompt, inputs.tokenizer):
                 print(f"warning: {warning}", flush=True)
 

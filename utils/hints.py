@@ -47,6 +47,12 @@ def encode_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: boo
     return start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
 
 
+def printable_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> tuple[str, int]:
+    """The prompt as the model gets it, with whatever is put before it, in quotes; and its tokens."""
+    start = tokenizer.bos_token if start_ids(tokenizer, bos) else ""
+    return repr(start + problem.prompt), len(encode_prompt(problem, tokenizer, bos))
+
+
 def build_prompt(
     problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, hint: Sequence[str] = ()
 ) -> Prompt:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from inference.hybrid_engine import EngineName, check_engine, choose_engine
 from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
 from utils.data import Problem, fingerprint, load_problems
-from utils.hints import check_prompt_lengths, encode
+from utils.hints import check_prompt_lengths, printable_prompt
 from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
 from utils.tracking import check_tracker
 from utils.zero import resolve_dtype
@@ -24,7 +24,7 @@ from utils.zero import resolve_dtype
 class Inputs:
     """Checked inputs of a run. `tokenizer` is None only under --check, for a model that cannot be reached from here;
     `shape` is None for such a model where nothing is known about it, and for one of another family. `engine` is what
-    --engine stands for here, `engine_reason` why."""
+    --engine stands for here, `engine_reason` why; `bos` is the flag."""
 
     tokenizer: PreTrainedTokenizerBase | None
     problems: list[Problem]
@@ -32,6 +32,7 @@ class Inputs:
     shape: Shape | None
     engine: EngineName
     engine_reason: str
+    bos: bool
 
 
 def load_inputs(
@@ -79,7 +80,7 @@ def load_inputs(
     if tokenizer is not None:
         loaded = {split: check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split, skip_long_prompts)
                   for split, problems in loaded.items()}
-    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason)
+    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, bos)
 
 
 def attention_window(config: PretrainedConfig) -> float:
@@ -152,15 +153,17 @@ def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:
     if not is_first_process():
         return
     first = (inputs.problems or inputs.test_problems)[0]
+    prompt, num_tokens = repr(first.prompt), "not known, the tokenizer of --model cannot be reached from this machine"
+    if inputs.tokenizer is not None:
+        prompt, num_tokens = printable_prompt(first, inputs.tokenizer, inputs.bos)
     facts = facts | {
         "engine": f"{inputs.engine} ({inputs.engine_reason})",
         "processes": world_size(),
         "training problems": f"{len(inputs.problems)} (fingerprint {fingerprint(inputs.problems)})",
         "test problems": f"{len(inputs.test_problems)} (fingerprint {fingerprint(inputs.test_problems)})",
-        "first prompt": repr(first.prompt),
+        "first prompt": prompt,
         "first solution": repr(list(first.solution)),
-        "first prompt, tokens": "not known, the tokenizer of --model cannot be reached from this machine"
-        if inputs.tokenizer is None else len(encode(first.prompt, inputs.tokenizer)),
+        "first prompt, tokens": num_tokens,
     }
     width = max(map(len, facts))
     print(f"{title}: all checks passed. The plan:", *(f"  {name:<{width}}  {fact}" for name, fact in facts.items()),
