@@ -11,16 +11,17 @@ from utils.hints import Prompt
 
 
 def sampling_uniforms(
-    prompts: Sequence[Prompt], group_size: int, max_response_length: int, seed: int, step: int
+    prompts: Sequence[Prompt], samples: Sequence[int], max_response_length: int, seed: int, step: int
 ) -> list[np.ndarray]:
-    """The randomness of a step's rollouts: for each prompt an array (group_size, max_response_length) in [0, 1).
+    """The randomness of these samples of a step's groups: for each prompt an array (samples, max_response_length) in
+    [0, 1).
 
     A function of (seed, step, problem, sample) alone.
     """
     return [
         np.stack([
             seeding.generator("sample", seed, step, prompt.problem.index, sample).random(max_response_length)
-            for sample in range(group_size)
+            for sample in samples
         ])
         for prompt in prompts
     ]

@@ -96,36 +96,36 @@ class TorchEngine:
         seed: int = 0,
         step: int = 0,
     ) -> list[list[Rollout]]:
-        """See inference.hybrid_engine.Engine. Prompts beyond the cache budget wait for the next batch."""
-        groups: list[list[Rollout] | None] = [None] * len(prompts)
+        """See inference.hybrid_engine.Engine. What is beyond the cache budget waits for the next batch."""
+        groups: list[list[Rollout]] = [[] for _ in prompts]
         ends = frozenset(self.eos_ids.tolist())
-        for batch in self._batches(prompts, group_size, max_response_length):
+        for batch, samples in self._batches(prompts, group_size, max_response_length):
             chosen = [prompts[i] for i in batch]
             noise = None
             if temperature > 0:  # (P * G, tokens)
-                uniforms = sampling_uniforms(chosen, group_size, max_response_length, seed, step)
+                uniforms = sampling_uniforms(chosen, samples, max_response_length, seed, step)
                 noise = torch.tensor(np.concatenate(uniforms), dtype=torch.float, device=self.device)
-            ids, logprobs, lengths = self._decode(chosen, group_size, max_response_length, temperature, noise)
-            for number, i in enumerate(batch):
-                groups[i] = [
-                    Rollout(prompts[i], ids[row][:length], logprobs[row][:length],
-                            "stop" if ids[row][length - 1] in ends else "length")
-                    for row, length in enumerate(lengths[number * group_size : (number + 1) * group_size],
-                                                 start=number * group_size)
-                ]
+            ids, logprobs, lengths = self._decode(chosen, len(samples), max_response_length, temperature, noise)
+            for row, length in enumerate(lengths):
+                i = batch[row // len(samples)]
+                groups[i].append(Rollout(prompts[i], ids[row][:length], logprobs[row][:length],
+                                         "stop" if ids[row][length - 1] in ends else "length"))
         return groups
 
-    def _batches(self, prompts: Sequence[Prompt], group_size: int, max_response_length: int) -> Iterator[list[int]]:
-        """Indices of prompts that decode together: like lengths, as many as the cache budget holds at full length."""
+    def _batches(
+        self, prompts: Sequence[Prompt], group_size: int, max_response_length: int
+    ) -> Iterator[tuple[list[int], range]]:
+        """Indices of prompts of like lengths that decode together, and which samples of them."""
         config = self.model.config
         element = self.model.get_input_embeddings().weight.element_size()
         token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * self.head_dim * element
+        budget = int(self.kv_cache_bytes // token_bytes)  # tokens
         lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lengths.__getitem__, reverse=True)
         while order:
-            group_bytes = token_bytes * (lengths[order[0]] + group_size * max_response_length)
-            count = max(1, int(self.kv_cache_bytes // group_bytes))
-            yield order[:count]
+            count, samples = fitting(budget, lengths[order[0]], max_response_length, group_size)
+            for first in range(0, group_size, samples):
+                yield order[:count], range(first, min(first + samples, group_size))
             order = order[count:]
 
     def _decode(self, prompts, group_size, max_response_length, temperature, noise):
@@ -139,7 +139,7 @@ class TorchEngine:
         heads = (len(prompts), prefixes[0][0].shape[1], group_size, min(FIRST_CAPACITY, longest), self.head_dim)
         suffixes = [[logits.new_empty(heads) for _ in self.model.model.layers] for _ in range(2)]
         state = DecodeState(*prefixes, *suffixes, rows, torch.ones_like(rows).bool(), torch.zeros_like(rows),
-                       torch.full((1,), -1, device=self.device), longest)
+                            torch.full((1,), -1, device=self.device), longest)
         self._choose(state, output, logits.repeat_interleave(group_size, dim=0))
         self._respond(state, output)
         ended = torch.isin(ids[:-1], self.eos_ids)
@@ -278,6 +278,13 @@ class TorchEngine:
             states = states + attention.o_proj(mixed.transpose(1, 2).reshape(len(states), -1))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self.model.lm_head(model.norm(states))
+
+
+def fitting(budget: int, prompt_length: int, response_length: int, group_size: int) -> tuple[int, int]:
+    """How many prompts, and how many samples of each, a cache of `budget` tokens holds at full length, at least one:
+    whole groups, or some samples of one group where it does not fit."""
+    samples = min(group_size, max(1, (budget - prompt_length) // response_length))
+    return max(1, budget // (prompt_length + samples * response_length)), samples
 
 
 def check_supported(config: PretrainedConfig) -> None:

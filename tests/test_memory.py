@@ -184,13 +184,15 @@ def test_generation_holds_the_prompts_that_the_cache_lets_in():
     long = replace(RUN, max_prompt_length=1, max_response_length=1024)  # 3 layers * 2 heads * 2 * 2 = 24 elements
     per_group = 48 * (1 + 4 * 1024)
     logits = 4 * 10 * 14
+    of_one = 4 / 3 * 48 * 1025 + 2 * logits / 4
 
     def peak(kv_bytes, prompts=8):
         return generation(SMALL, replace(long, kv_cache_gb=kv_bytes / GIB), prompts, 4)
 
     assert peak(10 * per_group, prompts=1) == pytest.approx(4 / 3 * per_group + 2 * logits)
     assert peak(3.5 * per_group) == pytest.approx(3 * (4 / 3 * per_group + 2 * logits))
-    assert peak(per_group / 2) == pytest.approx(4 / 3 * per_group + 2 * logits)  # one at least
+    assert peak(48 * (1 + 3 * 1024)) == pytest.approx(4 / 3 * 48 * (1 + 3 * 1024) + 2 * logits * 3 / 4)  # of a group
+    assert peak(1) == peak(48 * (1 + 2 * 1024) - 1) == pytest.approx(of_one)  # one response at least
 
 
 def test_prefill_counts_where_prompts_are_long():

@@ -31,26 +31,27 @@ def test_generators_stay_what_they_are():
 
 
 def test_uniforms_depend_on_problem_and_sample_not_on_the_batch():
-    alone = sampling_uniforms(prompts_of(7), 2, 5, seed=1, step=3)[0]
-    together = sampling_uniforms(prompts_of(4, 9, 7), 6, 5, seed=1, step=3)
+    alone = sampling_uniforms(prompts_of(7), range(2), 5, seed=1, step=3)[0]
+    together = sampling_uniforms(prompts_of(4, 9, 7), range(6), 5, seed=1, step=3)
     assert alone.shape == (2, 5) and together[2].shape == (6, 5)
     np.testing.assert_array_equal(together[2][:2], alone)
+    np.testing.assert_array_equal(sampling_uniforms(prompts_of(9), range(3, 6), 5, seed=1, step=3)[0], together[1][3:])
 
 
 def test_a_shorter_limit_draws_the_first_of_the_same_numbers():
-    np.testing.assert_array_equal(sampling_uniforms(prompts_of(7), 2, 50, 1, 3)[0][:, :9],
-                                  sampling_uniforms(prompts_of(7), 2, 9, 1, 3)[0])
+    np.testing.assert_array_equal(sampling_uniforms(prompts_of(7), range(2), 50, 1, 3)[0][:, :9],
+                                  sampling_uniforms(prompts_of(7), range(2), 9, 1, 3)[0])
 
 
 @pytest.mark.parametrize(("index", "seed", "step"), [(8, 1, 3), (7, 2, 3), (7, 1, 4), (7, 2, 2), (7, 3, 1)])
 def test_uniforms_differ_between_problems_seeds_and_steps(index, seed, step):
-    base = sampling_uniforms(prompts_of(7), 4, 5, seed=1, step=3)[0]
-    other = sampling_uniforms(prompts_of(index), 4, 5, seed=seed, step=step)[0]
+    base = sampling_uniforms(prompts_of(7), range(4), 5, seed=1, step=3)[0]
+    other = sampling_uniforms(prompts_of(index), range(4), 5, seed=seed, step=step)[0]
     assert not np.isin(base, other).any()
 
 
 def test_uniforms_differ_between_samples_and_tokens_and_lie_in_the_unit_interval():
-    uniforms = np.stack(sampling_uniforms(prompts_of(*range(20)), 8, 16, seed=0, step=1))
+    uniforms = np.stack(sampling_uniforms(prompts_of(*range(20)), range(8), 16, seed=0, step=1))
     assert len(np.unique(uniforms)) == uniforms.size
     assert uniforms.min() >= 0 and uniforms.max() < 1
     assert abs(uniforms.mean() - 0.5) < 5 * (1 / 12 / uniforms.size) ** 0.5

@@ -25,7 +25,7 @@ from inference import torch_engine
 from inference.decode_state import COMPACT_BELOW, SLACK, DecodeState, deal
 from inference.hybrid_engine import Rollout, completion_text, decode, eos_ids
 from inference.sampling import pick
-from inference.torch_engine import TorchEngine, _Output, check_supported
+from inference.torch_engine import TorchEngine, _Output, check_supported, fitting
 from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer, with_noise
 from utils.checks import BadInput
 from utils.hints import Prompt
@@ -174,16 +174,35 @@ def test_a_small_cache_makes_several_batches_of_the_same_samples(monkeypatch):
     together = sample(make_engine(), prompts)
     token_bytes = 2 * 2 * 2 * 4 * 4  # keys and values, layers, key-value heads, head size, float32
     longest = token_bytes * (15 + 4 * limit)
-    for kv_cache_bytes, num_batches in ((longest * 3.5, 4), (longest, 10), (1, 10), (longest * 30, 1)):
+    three = token_bytes * (15 + 3 * limit)  # of a group's 4 samples
+    for kv_cache_bytes, num_batches in ((longest * 3.5, 4), (longest, 10), (three, 20), (1, 40), (longest * 30, 1)):
         engine = make_engine(kv_cache_gb=kv_cache_bytes / 2**30)
         batches = []
-        monkeypatch.setattr(engine, "_decode", lambda chosen, *rest, batches=batches, engine=engine:
-                            batches.append(len(chosen)) or TorchEngine._decode(engine, chosen, *rest))
-        assert ids_of(sample(engine, prompts)) == ids_of(together)
-        assert sum(batches) == len(prompts)
+        monkeypatch.setattr(engine, "_decode", lambda *given, batches=batches, engine=engine:
+                            batches.append((len(given[0]), given[1])) or TorchEngine._decode(engine, *given))
+        groups = sample(engine, prompts)
+        assert ids_of(groups) == ids_of(together)
+        for one, other in zip(sum(groups, []), sum(together, []), strict=True):
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+            assert (one.prompt, one.finish) == (other.prompt, other.finish)
+        assert sum(chosen * samples for chosen, samples in batches) == 4 * len(prompts)
         assert len(batches) <= num_batches  # shorter prompts may leave room for more
         assert len(batches) >= num_batches - 1
-        assert max(batches) * token_bytes * 4 * limit <= max(kv_cache_bytes, longest)
+        assert max(chosen * samples * limit for chosen, samples in batches) * token_bytes \
+            <= max(kv_cache_bytes, token_bytes * limit)
+
+
+@given(*[st.integers(1, 200)] * 3, st.integers(1, 20))
+def test_what_decodes_together_is_as_much_as_fits(budget, prompt_length, response_length, group_size):
+    prompts, samples = fitting(budget, prompt_length, response_length, group_size)
+    assert prompts >= 1 and 1 <= samples <= group_size and (prompts == 1 or samples == group_size)
+
+    def need(prompts, samples):
+        return prompts * (prompt_length + samples * response_length)
+
+    assert need(prompts, samples) <= budget or prompts == samples == 1
+    assert need(prompts + 1, samples) > budget
+    assert samples == group_size or need(1, samples + 1) > budget
 
 
 @pytest.mark.parametrize(("tokens", "parts"), [(1, [1] * 10), (30, [2] * 5), (50, [3, 3, 3, 1]), (1000, [10])])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from inference.torch_engine import PREFILL_TOKENS, SUPPORTED
+from inference.torch_engine import PREFILL_TOKENS, SUPPORTED, fitting
 from utils.policy import CHUNK_LOGITS
 
 GIB = 2**30
@@ -189,11 +189,12 @@ def cache_need(shape: Shape, run: Generation, prompts: int, samples: int) -> flo
 
 def generation(shape: Shape, run: Generation, prompts: int, samples: int) -> float:
     """The torch engine's peak for `prompts` prompts of one process: prefill, some prompts at a time, or decoding with
-    the caches of the prompts that --kv_cache_gb lets in (at least one), a layer's caches a second time while the
-    finished rows leave, and logits with three float32 copies, twice, since a CUDA graph of a new step is made while the
-    memory of the last is held."""
+    the caches that --kv_cache_gb lets in, a layer's a second time while the finished rows leave, and logits with three
+    float32 copies, twice, since a CUDA graph of a new step is made while the memory of the last is held."""
     b = run.weight_bytes
-    together = min(prompts, max(1, int(run.kv_cache_gb * GIB // cache_need(shape, run, 1, samples))))
+    budget = int(run.kv_cache_gb * GIB // (b * shape.cache_elements))
+    fit, samples = fitting(budget, run.max_prompt_length, run.max_response_length, samples)
+    together = min(prompts, fit)
     caches = cache_need(shape, run, together, samples)
     at_once = min(together, max(1, PREFILL_TOKENS // run.max_prompt_length))
     prefill = run.max_prompt_length * b * (at_once * (4 * shape.hidden_size + 3 * shape.intermediate_size)

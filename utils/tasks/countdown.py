@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from utils.checks import BadInput, launch, require
 from utils.tasks.constant_patterns import best_constant_pattern, pattern_hits
-from utils.tasks.files import write_splits
+from utils.tasks.files import make_row, write_splits
 
 METADATA_KEY = b"countdown_setting"  # the parquet schema carries the Setting as JSON
 MAX_FRUITLESS_DRAWS = 200_000  # draws in a row without a new puzzle before a setting counts as exhausted
@@ -221,18 +221,8 @@ def make_puzzles(args: Args) -> tuple[list[Puzzle], list[Puzzle]]:
 
 def to_row(puzzle: Puzzle, index: int, split: str, operators: str) -> dict[str, Any]:
     text = instruction(puzzle.numbers, puzzle.target, operators)
-    return {
-        "target": puzzle.target,
-        "nums": list(puzzle.numbers),
-        "data_source": "countdown",
-        "prompt": [{"content": text, "role": "user"}],
-        "hint": chunks(puzzle),
-        "question": text,
-        "answer": demonstration(puzzle),
-        "ability": "math",
-        "reward_model": {"ground_truth": puzzle.ground_truth, "style": "rule"},
-        "extra_info": {"index": index, "split": split},
-    }
+    return {"target": puzzle.target, "nums": list(puzzle.numbers)} | make_row(
+        "countdown", text, chunks(puzzle), demonstration(puzzle), puzzle.ground_truth, index, split)
 
 
 def generate(args: Args) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,13 +1,33 @@
-"""Writing a data set: `train.parquet` and `test.parquet` in one folder, each renamed into place whole."""
+"""Writing a data set: rows in the columns of the authors' release, and `train.parquet` and `test.parquet` in one
+folder, each renamed into place whole."""
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+def make_row(
+    data_source: str, text: str, hint: Sequence[str], answer: str, ground_truth: dict[str, Any], index: int, split: str,
+    ability: str = "math",
+) -> dict[str, Any]:  # fmt: skip
+    """`text` is the prompt, `hint` the solution in chunks, `answer` what follows the prompt in a demonstration. `index`
+    and `split` say where the problem stands in its source."""
+    return {
+        "data_source": data_source,
+        "prompt": [{"content": text, "role": "user"}],
+        "hint": list(hint),
+        "question": text,
+        "answer": answer,
+        "ability": ability,
+        "reward_model": {"ground_truth": ground_truth, "style": "rule"},
+        "extra_info": {"index": index, "split": split},
+    }
 
 
 def write_splits(

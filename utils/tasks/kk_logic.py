@@ -21,7 +21,7 @@ from typing import Any
 
 from rewards.kk_logic import parse_ground_truth
 from utils.checks import launch, require
-from utils.tasks.files import write_splits
+from utils.tasks.files import make_row, write_splits
 from utils.tasks.kk_solving import (
     JOINED,
     Claim,
@@ -178,17 +178,8 @@ def make_puzzles(args: Args) -> tuple[list[Puzzle], list[Puzzle]]:
 
 
 def to_row(puzzle: Puzzle, index: int, split: str) -> dict[str, Any]:
-    text = instruction(puzzle)
-    return {
-        "data_source": "kk_logic",
-        "prompt": [{"content": text, "role": "user"}],
-        "hint": derive(puzzle.claims, puzzle.names),
-        "question": text,
-        "answer": demonstration(puzzle),
-        "ability": "math",
-        "reward_model": {"ground_truth": puzzle.ground_truth, "style": "rule"},
-        "extra_info": {"index": index, "split": split},
-    }
+    hint = derive(puzzle.claims, puzzle.names)
+    return make_row("kk_logic", instruction(puzzle), hint, demonstration(puzzle), puzzle.ground_truth, index, split)
 
 
 def generate(args: Args) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.checks import BadInput, is_first_process, launch, require
-from utils.tasks.files import write_splits
+from utils.tasks.files import make_row, write_splits
 
 DATA_SOURCE = "DigitalLearningGmbH/MATH-lighteval"
 COLUMNS = ("problem", "level", "type", "solution")
@@ -143,17 +143,9 @@ def instruction(problem: str) -> str:
 
 def to_row(data_source: str, problem: str, solution: str, target: str, index: int, split: str) -> dict[str, Any]:
     """A row in the authors' columns. `index` and `split` say where it stands in its source."""
-    text = instruction(problem)
-    return {
-        "data_source": data_source,
-        "prompt": [{"content": text, "role": "user"}],
-        "hint": chunks(solution),
-        "question": text,
-        "answer": f"{solution} </think>\n<answer> {target} </answer>",
-        "ability": "math",
-        "reward_model": {"ground_truth": {"question": problem, "target": target}, "style": "rule"},
-        "extra_info": {"index": index, "split": split},
-    }
+    answer = f"{solution} </think>\n<answer> {target} </answer>"
+    ground_truth = {"question": problem, "target": target}
+    return make_row(data_source, instruction(problem), chunks(solution), answer, ground_truth, index, split)
 
 
 def load_rows(source: str, config: str | None, split: str, columns: Sequence[str], module: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from utils.checks import BadInput, launch, require
-from utils.tasks.files import write_splits
+from utils.tasks.files import make_row, write_splits
 
 METADATA_KEY = b"tree_setting"  # the parquet schema carries the Setting as JSON
 STATES, TURNS = "ABCDEFGH", "12345678"
@@ -98,17 +98,8 @@ def demonstration(turns: str, path: str) -> str:
 
 
 def to_row(turns: str, path: str, index: int, split: str) -> dict[str, Any]:
-    text = instruction(turns)
-    return {
-        "data_source": "tree",
-        "prompt": [{"content": text, "role": "user"}],
-        "hint": chunks(turns, path),
-        "question": text,
-        "answer": demonstration(turns, path),
-        "ability": "search",
-        "reward_model": {"ground_truth": {"path": path}, "style": "rule"},
-        "extra_info": {"index": index, "split": split},
-    }
+    return make_row("tree", instruction(turns), chunks(turns, path), demonstration(turns, path), {"path": path}, index,
+                    split, ability="search")
 
 
 def build(output_dir: str | os.PathLike, **flags: Any) -> None:
