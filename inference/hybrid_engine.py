@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from inference.supported import check_supported
 from utils.checks import BadInput, require, world_size
 from utils.hints import Prompt
 
@@ -114,8 +115,6 @@ def choose_engine(
 def check_engine(name: EngineName, config: PretrainedConfig, tp_size: int = 1) -> None:
     """Raises BadInput for a model that the engine cannot run."""
     if name == "torch":
-        from inference.torch_engine import check_supported
-
         check_supported(config)
     heads = config.num_attention_heads
     require(heads % tp_size == 0, "--tp_size", tp_size, f"must divide the {heads} attention heads of the model")

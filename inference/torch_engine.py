@@ -9,7 +9,7 @@ are written yet and masks the rest, and the host looks only now and then which r
 Letters of shapes: see inference/decode_state.py.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,20 +17,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from inference.cache_budget import batches
 from inference.decode_graph import Captured
 from inference.decode_state import COMPACT_BELOW, DecodeState
 from inference.hybrid_engine import Rollout
 from inference.sampling import pick, sampling_uniforms
+from inference.supported import check_supported
 from utils import heartbeat
-from utils.checks import BadInput
 from utils.hints import Prompt
 from utils.linear import use_onednn
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
-ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
 PREFILL_TOKENS = 16_384  # of prompts that are computed at once
 CPU_PREFILL_TOKENS = 1_024  # so that activations stay in the processor's cache
@@ -62,8 +61,10 @@ class TorchEngine:
         self.weights = weights
         self.free_replica = free_replica
         self.head_dim = model.model.layers[0].self_attn.head_dim
-        self.kv_cache_bytes = kv_cache_gb * 2**30
-        self.device = model.get_input_embeddings().weight.device
+        embeddings = model.get_input_embeddings().weight
+        token_elements = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * self.head_dim
+        self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (token_elements * embeddings.element_size()))
+        self.device = embeddings.device
         self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)
         self.captured = partial(Captured, device=self.device) if self.device.type == "cuda" else None
@@ -99,7 +100,8 @@ class TorchEngine:
         """See inference.hybrid_engine.Engine. What is beyond the cache budget waits for the next batch."""
         groups: list[list[Rollout]] = [[] for _ in prompts]
         ends = frozenset(self.eos_ids.tolist())
-        for batch, samples in self._batches(prompts, group_size, max_response_length):
+        prompt_lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]
+        for batch, samples in batches(prompt_lengths, group_size, max_response_length, self.kv_cache_tokens):
             chosen = [prompts[i] for i in batch]
             noise = None
             if temperature > 0:  # (P * G, tokens)
@@ -111,22 +113,6 @@ class TorchEngine:
                 groups[i].append(Rollout(prompts[i], ids[row][:length], logprobs[row][:length],
                                          "stop" if ids[row][length - 1] in ends else "length"))
         return groups
-
-    def _batches(
-        self, prompts: Sequence[Prompt], group_size: int, max_response_length: int
-    ) -> Iterator[tuple[list[int], range]]:
-        """Indices of prompts of like lengths that decode together, and which samples of them."""
-        config = self.model.config
-        element = self.model.get_input_embeddings().weight.element_size()
-        token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * self.head_dim * element
-        budget = int(self.kv_cache_bytes // token_bytes)  # tokens
-        lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lengths.__getitem__, reverse=True)
-        while order:
-            count, samples = fitting(budget, lengths[order[0]], max_response_length, group_size)
-            for first in range(0, group_size, samples):
-                yield order[:count], range(first, min(first + samples, group_size))
-            order = order[count:]
 
     def _decode(self, prompts, group_size, max_response_length, temperature, noise):
         """Lists of ids, log-probabilities and lengths, one per row (prompt-major)."""
@@ -278,30 +264,6 @@ class TorchEngine:
             states = states + attention.o_proj(mixed.transpose(1, 2).reshape(len(states), -1))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
         return self.model.lm_head(model.norm(states))
-
-
-def fitting(budget: int, prompt_length: int, response_length: int, group_size: int) -> tuple[int, int]:
-    """How many prompts, and how many samples of each, a cache of `budget` tokens holds at full length, at least one:
-    whole groups, or some samples of one group where it does not fit."""
-    samples = min(group_size, max(1, (budget - prompt_length) // response_length))
-    return max(1, budget // (prompt_length + samples * response_length)), samples
-
-
-def check_supported(config: PretrainedConfig) -> None:
-    """Raises BadInput for a model whose layers this engine does not know, or whose attention has a window."""
-    settings = config.to_dict()  # the types have different ones
-    layer_types = set(settings.get("layer_types") or []) - {"full_attention"}
-    reason = None
-    if config.model_type not in SUPPORTED:
-        reason = f"a model of type {config.model_type}, only {', '.join(SUPPORTED)}"
-    elif settings.get("use_sliding_window") or (config.model_type == "mistral" and config.sliding_window is not None):
-        reason = "a model with sliding-window attention"
-    elif layer_types:
-        reason = f"a model with layers of type {', '.join(sorted(layer_types))}"
-    elif config.rope_parameters["rope_type"] not in ROTARY:
-        reason = f"a model with rotary embeddings of type {config.rope_parameters['rope_type']}"
-    if reason is not None:
-        raise BadInput(f"flag --engine torch: cannot run {reason}; take vLLM, --engine vllm")
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

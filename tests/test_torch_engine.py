@@ -25,7 +25,8 @@ from inference import torch_engine
 from inference.decode_state import COMPACT_BELOW, SLACK, DecodeState, deal
 from inference.hybrid_engine import Rollout, completion_text, decode, eos_ids
 from inference.sampling import pick
-from inference.torch_engine import TorchEngine, _Output, check_supported, fitting
+from inference.supported import check_supported
+from inference.torch_engine import TorchEngine, _Output
 from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer, with_noise
 from utils.checks import BadInput
 from utils.hints import Prompt
@@ -190,19 +191,6 @@ def test_a_small_cache_makes_several_batches_of_the_same_samples(monkeypatch):
         assert len(batches) >= num_batches - 1
         assert max(chosen * samples * limit for chosen, samples in batches) * token_bytes \
             <= max(kv_cache_bytes, token_bytes * limit)
-
-
-@given(*[st.integers(1, 200)] * 3, st.integers(1, 20))
-def test_what_decodes_together_is_as_much_as_fits(budget, prompt_length, response_length, group_size):
-    prompts, samples = fitting(budget, prompt_length, response_length, group_size)
-    assert prompts >= 1 and 1 <= samples <= group_size and (prompts == 1 or samples == group_size)
-
-    def need(prompts, samples):
-        return prompts * (prompt_length + samples * response_length)
-
-    assert need(prompts, samples) <= budget or prompts == samples == 1
-    assert need(prompts + 1, samples) > budget
-    assert samples == group_size or need(1, samples + 1) > budget
 
 
 @pytest.mark.parametrize(("tokens", "parts"), [(1, [1] * 10), (30, [2] * 5), (50, [3, 3, 3, 1]), (1000, [10])])

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from inference.torch_engine import PREFILL_TOKENS, SUPPORTED, fitting
+from inference.cache_budget import fitting
+from inference.supported import SUPPORTED
+from inference.torch_engine import PREFILL_TOKENS
 from utils.policy import CHUNK_LOGITS
 
 GIB = 2**30
@@ -61,7 +63,7 @@ SHAPES = {  # for machines that cannot reach the hub
 
 
 def shape_of(config: PretrainedConfig) -> Shape | None:
-    """The shape of a model, None for a type that is not among inference.torch_engine.SUPPORTED."""
+    """The shape of a model, None for a type that is not among inference.supported.SUPPORTED."""
     if config.model_type not in SUPPORTED:
         return None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
