@@ -1,6 +1,15 @@
-"""What the torch engine decodes together: as much as its memory for keys and values holds."""
+"""The memory for keys and values, and what the torch engine decodes together: as much as it holds."""
 
 from collections.abc import Iterator, Sequence
+
+from transformers import PretrainedConfig
+
+
+def cache_elements_of(config: PretrainedConfig) -> int:
+    """Keys and values of one token, for any model of transformers."""
+    head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    kv_heads = config.to_dict().get("num_key_value_heads") or config.num_attention_heads
+    return 2 * config.num_hidden_layers * kv_heads * head_dim
 
 
 def fitting(budget: int, prompt_length: int, response_length: int, group_size: int) -> tuple[int, int]:

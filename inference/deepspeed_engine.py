@@ -17,10 +17,10 @@ from deepspeed.runtime.rollout import HybridEngineRollout, RolloutRequest, Sampl
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from inference.cache_budget import cache_elements_of
 from inference.hybrid_engine import Rollout
 from utils import distributed, heartbeat, seeding
 from utils.hints import Prompt
-from utils.memory import cache_elements_of
 
 
 class DeepSpeedEngine:

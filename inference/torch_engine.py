@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from inference.cache_budget import batches
+from inference.cache_budget import batches, cache_elements_of
 from inference.decode_graph import Captured
 from inference.decode_state import COMPACT_BELOW, DecodeState
 from inference.hybrid_engine import Rollout
@@ -62,8 +62,7 @@ class TorchEngine:
         self.free_replica = free_replica
         self.head_dim = model.model.layers[0].self_attn.head_dim
         embeddings = model.get_input_embeddings().weight
-        token_elements = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * self.head_dim
-        self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (token_elements * embeddings.element_size()))
+        self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (cache_elements_of(model.config) * embeddings.element_size()))
         self.device = embeddings.device
         self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)

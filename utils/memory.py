@@ -80,13 +80,6 @@ def shape_of(config: PretrainedConfig) -> Shape | None:
                  kv_heads, head_dim, biases, config.tie_word_embeddings, config.model_type == "qwen3")
 
 
-def cache_elements_of(config: PretrainedConfig) -> int:
-    """Keys and values of one token, for any model of transformers."""
-    head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-    kv_heads = config.to_dict().get("num_key_value_heads") or config.num_attention_heads
-    return 2 * config.num_hidden_layers * kv_heads * head_dim
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """The flags that memory depends on while generating."""
