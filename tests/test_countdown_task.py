@@ -162,6 +162,11 @@ def test_best_constant_pattern_of_a_hand_made_set():
     )
 
 
+def test_best_constant_pattern_reads_targets_and_numbers_that_are_texts():
+    problems = problems_of((("2", 3), "6"), ((4, "5"), 20))
+    assert countdown.best_constant_pattern(problems) == ("a * b", 1.0)
+
+
 def test_best_constant_pattern_is_chosen_per_count_of_numbers():
     problems = problems_of(((5, 2), 3), ((9, 2), 7), ((1, 1, 1), 3), ((1, 2, 3), 6), ((2, 2, 2), 6), ((3, 4, 5), 60))
     text, accuracy = countdown.best_constant_pattern(problems)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import make_problem
+from rewards import score
 from utils import data
 from utils.checks import BadInput
 from utils.data import Problem, data_folder, fingerprint, load_problems, problems_of_step
@@ -70,6 +71,45 @@ def test_the_authors_countdown_loads_unchanged(split, count):
         assert problem.prompt.endswith("<think> ")
         assert problem.demonstration.startswith("".join(problem.solution))
         assert set(problem.ground_truth) == {"target", "numbers"}
+
+
+OTHERS = AUTHORS_DATA.parent / "others"
+OTHER_ROWS = [  # source, target, numbers, answer: rows of our own in the columns of that file
+    ("countdown", "24", [2, 4, 16], "2 * 4 + 16"),
+    ("aime", "025", None, "25"),
+    ("amc", "142.0", None, "142"),
+    ("openai/gsm8k", "18", None, "$18"),
+    ("math500", r"\text{Dana}", None, "Dana"),
+    ("minerva", "4.5e33", None, r"4.5 \times 10^{33}"),
+    ("olympiad_bench", "$2n-2$", None, "2n - 2"),
+    ("DigitalLearningGmbH/MATH-lighteval", "1,\\!000", None, "1000"),
+]
+
+
+def right_by_its_verifier(problem: Problem) -> bool:
+    return score(problem.data_source, problem.demonstration, problem.ground_truth).reward == 1.0
+
+
+def test_a_file_of_many_tasks_loads_where_targets_are_texts_and_what_a_task_lacks_is_null(tmp_path):
+    """The columns and types of the authors' file for evaluation: `difficulty`, `level`, `nums` are null in most rows."""
+    rows = [ROW | {"data_source": source, "answer": f" </think>\n<answer> {answer} </answer>", "hint": [""],
+                   "difficulty": None, "level": None, "target": None, "nums": numbers, "reward_model": {
+                       "ground_truth": {"numbers": numbers, "question": "Q", "target": target}, "style": "rule"}}
+            for source, target, numbers, answer in OTHER_ROWS]  # fmt: skip
+    problems = load_problems(write(tmp_path, rows, "test"), "test")
+    assert [problem.data_source for problem in problems] == [source for source, *_ in OTHER_ROWS]
+    assert all(map(right_by_its_verifier, problems))
+    assert [problem.solution for problem in problems] == [()] * len(OTHER_ROWS)
+
+
+@pytest.mark.skipif(not OTHERS.is_dir(), reason=f"the authors' evaluation data is not at {OTHERS}")
+def test_the_authors_evaluation_file_loads_unchanged_and_every_gold_answer_is_right():
+    problems = load_problems(str(OTHERS), "test")
+    assert Counter(problem.data_source for problem in problems) == {
+        "openai/gsm8k": 1319, "DigitalLearningGmbH/MATH-lighteval": 1024, "countdown": 1024, "olympiad_bench": 675,
+        "math500": 500, "minerva": 272, "amc": 83, "aime": 30,
+    }  # fmt: skip
+    assert [problem for problem in problems if not right_by_its_verifier(problem)] == []
 
 
 # ---- refusing ----

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rewards.countdown import whole
+
 POSITIONS = "abcde"  # names of a problem's numbers, in their order
 
 
@@ -58,8 +60,8 @@ def best_constant_pattern(problems: Iterable[Any]) -> tuple[str, float]:
         num_problems += len(truths)
         if not 2 <= count <= len(POSITIONS):
             continue
-        numbers = np.array([truth["numbers"] for truth in truths])
-        targets = np.array([truth["target"] for truth in truths])
+        numbers = np.array([list(map(whole, truth["numbers"])) for truth in truths])
+        targets = np.array([whole(truth["target"]) for truth in truths])
         solved, text = max(
             ((int(hits.sum()), text) for text, hits in pattern_hits(numbers, targets)), key=lambda best: best[0]
         )
