@@ -59,7 +59,7 @@ def parse_ground_truth(ground_truth: Mapping[str, Any]) -> tuple[int, list[int]]
 
 
 def whole(value: Any) -> int:
-    """`value` as int: an integer, or a text of one (the authors' file for evaluation has "24"). TypeError if it is not."""
+    """`value` as int: an integer, or a text of one (the authors' evaluation file has "24"). TypeError if it is not."""
     if isinstance(value, str) and WHOLE.fullmatch(value):
         return int(value)
     if isinstance(value, bool):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models import make_problem
 from rewards import score
+from tests.models import make_problem
 from utils import data
 from utils.checks import BadInput
 from utils.data import Problem, data_folder, fingerprint, load_problems, problems_of_step
@@ -91,7 +91,7 @@ def right_by_its_verifier(problem: Problem) -> bool:
 
 
 def test_a_file_of_many_tasks_loads_where_targets_are_texts_and_what_a_task_lacks_is_null(tmp_path):
-    """The columns and types of the authors' file for evaluation: `difficulty`, `level`, `nums` are null in most rows."""
+    """The columns and types of the authors' evaluation file: `difficulty`, `level`, `nums` are null in most rows."""
     rows = [ROW | {"data_source": source, "answer": f" </think>\n<answer> {answer} </answer>", "hint": [""],
                    "difficulty": None, "level": None, "target": None, "nums": numbers, "reward_model": {
                        "ground_truth": {"numbers": numbers, "question": "Q", "target": target}, "style": "rule"}}

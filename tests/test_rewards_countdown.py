@@ -295,9 +295,11 @@ def test_numpy_integers_and_arrays_are_integers():
     assert score("countdown", f"<answer> {RIGHT} </answer>", truth) == CORRECT
 
 
-@pytest.mark.parametrize("truth", [{"target": "98", "numbers": [44, 19, 35]}, {"target": 98, "numbers": ["44", 19, "35"]}])
+@pytest.mark.parametrize(
+    "truth", [{"target": "98", "numbers": [44, 19, 35]}, {"target": 98, "numbers": ["44", 19, "35"]}]
+)
 def test_a_text_of_a_whole_number_is_that_number(truth):
-    """The authors' file for evaluation writes all its targets as texts."""
+    """The authors' evaluation file writes all its targets as texts."""
     assert score("countdown", f"<answer> {RIGHT} </answer>", truth) == CORRECT
     assert score("countdown", "<answer> 44 + 19 - 35 </answer>", truth) == WRONG_RESULT
     assert score("countdown", "<answer> 2 - 10 </answer>", {"target": "-8", "numbers": [2, 10]}) == CORRECT
@@ -317,7 +319,7 @@ def test_ground_truth_is_not_written_to():
         {"numbers": [44, 19, 35]},
         {"target": None, "numbers": [44, 19, 35]},
         {"target": 98.0, "numbers": [44, 19, 35]},
-        *({"target": text, "numbers": [44, 19, 35]} for text in ["", "98.0", "9 8", "+98", "x", "\u0669\u0668", "9" * 301]),
+        *({"target": text, "numbers": [44, 19, 35]} for text in ["", "98.0", "9 8", "+98", "\u0669\u0668", "9" * 301]),
         {"target": 98, "numbers": None},
         {"target": 98, "numbers": 44},
         {"target": 98, "numbers": "44"},
