@@ -1,5 +1,6 @@
 """Data and a model that several tests share, made once a session; no network, no GPU needed."""
 
+import contextlib
 import os
 
 # Before anything imports transformers: a test that reaches for the network fails at once and on every machine.
@@ -11,6 +12,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.float64 import float64  # noqa: E402
 from utils import heartbeat, tiny_base  # noqa: E402
 from utils.tasks import countdown  # noqa: E402
 
@@ -20,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def in_float64(request):
+    """What is marked float64 computes everything in it."""
+    with float64() if "float64" in request.keywords else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

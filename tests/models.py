@@ -24,17 +24,20 @@ EOS = 1  # the id that ends the responses of `random_groups`
 CPU = torch.device("cpu")
 
 
-def tiny_model(kind: type[PreTrainedModel] = Qwen2ForCausalLM, seed: int = 0, scale: float = 0.3) -> PreTrainedModel:
-    """Two layers in float32 with every weight and bias drawn, so that no part of the model is without effect.
+def tiny_model(
+    kind: type[PreTrainedModel] = Qwen2ForCausalLM, seed: int = 0, scale: float = 0.3, **settings: object
+) -> PreTrainedModel:
+    """Two layers in the default type with every weight and bias drawn, so that no part of the model is without effect.
+    `settings` are of the model's config.
 
     Two query heads share a key-value head. Qwen2 has tied embeddings, Llama has not.
     """
     config = kind.config_class(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=kind is Qwen2ForCausalLM,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None, **settings,
     )  # fmt: skip
-    model = kind(config).float().eval()
+    model = kind(config).to(torch.get_default_dtype()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if "norm" in name else 0.0)
@@ -47,7 +50,7 @@ def with_noise(model: PreTrainedModel, scale: float, seed: int) -> PreTrainedMod
     random = torch.Generator().manual_seed(seed)
     copy = deepcopy(model)
     for parameter in copy.parameters():
-        parameter += scale * torch.randn(parameter.shape, generator=random)
+        parameter += scale * torch.randn(parameter.shape, generator=random, dtype=torch.float)
     return copy
 
 

@@ -1,5 +1,7 @@
 """Attention by response against attention under a mask, on rows of every kind."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,17 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from tests.float64 import CLOSE
 from tests.models import CPU, group_length, group_sizes, random_advantages, random_groups, scorer, tiny_model
 from utils import attention
 from utils.attention import BATCHES, PADDING, PREFIX, make_layout
 from utils.packing import filler, pack, trial
 
-MODELS = {kind: tiny_model(kind, seed=1)
-          for kind in (Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM)}
+pytestmark = [pytest.mark.float64, pytest.mark.numerics]
+KINDS = Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM
+
+
+@cache
+def model_of(kind):
+    return tiny_model(kind, seed=1)
 
 
 def layout_of(owners: list[list[int]], branches: list[list[int]]):
-    return make_layout(torch.tensor(owners), torch.tensor(branches), CPU, torch.float)
+    return make_layout(torch.tensor(owners), torch.tensor(branches), CPU, torch.double)
 
 
 def scores_and_gradients(model, micro_batch, by_response: bool):
@@ -31,26 +39,26 @@ def scores_and_gradients(model, micro_batch, by_response: bool):
 # ---- against the mask ----
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(sizes=group_sizes, slack=st.integers(0, 60), seed=st.integers(0, 99), share_prefix=st.booleans())
 def test_values_and_gradients_are_those_under_the_mask(kind, sizes, slack, seed, share_prefix):
     groups = random_groups(sizes, seed)
     budget = max(map(group_length, groups)) + slack
     for micro_batch in pack(groups, random_advantages(groups), budget, CPU, share_prefix):
-        torch.testing.assert_close(scores_and_gradients(MODELS[kind], micro_batch, by_response=True),
-                                   scores_and_gradients(MODELS[kind], micro_batch, by_response=False),
-                                   atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scores_and_gradients(model_of(kind), micro_batch, by_response=True),
+                                   scores_and_gradients(model_of(kind), micro_batch, by_response=False),
+                                   **CLOSE)
 
 
 def test_the_scale_of_the_scores_is_the_models():
     micro_batch, random = trial(31, CPU), torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, heads, 15, 6, generator=random) for heads in (4, 2, 2))
-    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.float)
+    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
     expected = F.scaled_dot_product_attention(query, key, value, micro_batch.attention_mask, scale=0.9, enable_gqa=True)
     actual, _ = attention.attend(None, query, key, value, None, scaling=0.9, layout=layout)
     real = micro_batch.branches != PADDING
-    torch.testing.assert_close(actual[real], expected.transpose(1, 2)[real])
+    torch.testing.assert_close(actual[real], expected.transpose(1, 2)[real], **CLOSE)
 
 
 def test_padding_gets_no_gradient():
@@ -68,7 +76,7 @@ def test_padding_gets_no_gradient():
 
 
 def test_a_prompt_of_one_token_without_responses():
-    logprobs, _ = scorer(MODELS[Qwen2ForCausalLM])(filler(CPU))
+    logprobs, _ = scorer(model_of(Qwen2ForCausalLM))(filler(CPU))
     assert torch.isfinite(logprobs).all()
 
 
@@ -93,7 +101,7 @@ def test_a_layout_written_out():
 def test_responses_of_like_lengths_are_computed_together():
     groups = random_groups([(3, 0, [9, 1, 5, 3]), (2, 0, [2, 8, 6, 4])])
     [micro_batch] = pack(groups, random_advantages(groups), 60, CPU)
-    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.float)
+    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
     assert [batch.mask.shape for batch in layout.batches] == [(2, 1, t, 3 + t) for t in (9, 6, 4, 2)]
     assert len(layout.batches) == BATCHES
 
@@ -103,7 +111,7 @@ def test_responses_of_like_lengths_are_computed_together():
 def test_every_token_has_one_slot(sizes, slack):
     groups = random_groups(sizes)
     for micro_batch in pack(groups, random_advantages(groups), 200 + slack, CPU):
-        layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.float)
+        layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
         real = micro_batch.branches.flatten() >= PREFIX
         numbers = torch.arange(len(real))
         assert torch.equal(layout.tokens[layout.slots][real], numbers[real])
@@ -116,28 +124,28 @@ def test_every_token_has_one_slot(sizes, slack):
 
 def test_a_model_whose_attention_it_changes_falls_back_aloud(monkeypatch, capsys):
     """Here one that weighs some tokens more than others."""
-    assert scorer(MODELS[Qwen2ForCausalLM]).by_response
+    assert scorer(model_of(Qwen2ForCausalLM)).by_response
     plain = attention._mask
     monkeypatch.setattr(attention, "_mask", lambda *about: plain(*about) + 0.5 * (plain(*about) == 0).tril())
     groups = random_groups([(4, 2, [5, 2]), (3, 1, [2])])
     [micro_batch] = pack(groups, random_advantages(groups), 60, CPU)
-    actor = scorer(MODELS[Qwen2ForCausalLM])
+    actor = scorer(model_of(Qwen2ForCausalLM))
     assert not actor.by_response
     assert "changes the log-probabilities of this model by" in capsys.readouterr().err
     monkeypatch.undo()
-    torch.testing.assert_close(actor(micro_batch), scorer(MODELS[Qwen2ForCausalLM])(micro_batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actor(micro_batch), scorer(model_of(Qwen2ForCausalLM))(micro_batch), **CLOSE)
 
 
 def test_not_a_number_is_too_large_a_difference(monkeypatch, capsys):
     plain = attention._mask
     monkeypatch.setattr(attention, "_mask", lambda *about: plain(*about) * torch.nan)
-    assert not scorer(MODELS[Qwen2ForCausalLM]).by_response
+    assert not scorer(model_of(Qwen2ForCausalLM)).by_response
     assert "of this model by nan" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_rows_it_is_tried_on_are_of_all_kinds():
     micro_batch = trial(31, CPU)
-    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.float)
+    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
     assert micro_batch.input_ids.shape == (3, 15) and micro_batch.input_ids.max() < 31
     assert len(layout.padding) > 0 and len(layout.empty) > 0 and len(layout.batches) == BATCHES
     assert layout.num_prefixes == 4 and (micro_batch.owners == 1).any()

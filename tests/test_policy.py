@@ -4,12 +4,22 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import (
+    CohereForCausalLM,
+    Gemma2ForCausalLM,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    PhiForCausalLM,
+    Qwen2ForCausalLM,
+)
 
-from tests.models import VOCABULARY, tiny_model
+from tests.float64 import CLOSE
+from tests.models import VOCABULARY, scorer, tiny_model
 from utils import policy
-from utils.policy import ChunkedHead, Policy, ScoreStates, chunk_size, log_probabilities
+from utils.checks import RunStopped
+from utils.policy import ChunkedHead, Logits, Policy, ScoreStates, chunk_of_logits, chunk_size
 
+pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 LENGTH = 11
 
 
@@ -29,15 +39,31 @@ def scores_and_gradients(model, temperature=0.7):
     return logprobs.detach(), entropies.detach(), torch.autograd.grad(loss, list(model.parameters()))
 
 
-@pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM])
+HEADS = {
+    "tied": {},
+    "untied": {"kind": LlamaForCausalLM},
+    "with a bias": {"kind": PhiForCausalLM},
+    "with a divisor": {"kind": GraniteForCausalLM, "logits_scaling": 8.0},
+    "with a factor": {"kind": CohereForCausalLM, "logit_scale": 0.25},
+    "with a soft cap": {"kind": Gemma2ForCausalLM, "final_logit_softcapping": 1.5},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_scores_are_those_of_the_models_own_logits_at_the_temperature(kind, temperature):
-    model = tiny_model(kind)
+@pytest.mark.parametrize("limit", [2**26, 5 * VOCABULARY])
+def test_scores_and_gradients_are_those_of_the_models_own_logits(monkeypatch, head, temperature, limit):
+    """At the temperature; log-probabilities kept for the backward pass or, where chunks are small, computed again."""
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    model = tiny_model(**HEADS[head])
     input_ids, _, _, predictors, targets = inputs()
-    logprobs, entropies = Policy(model)(*inputs(), temperature)
-    expected = (model(input_ids=input_ids).logits.flatten(0, 1)[predictors] / temperature).log_softmax(dim=-1)
-    torch.testing.assert_close(logprobs, expected[torch.arange(13), targets], atol=1e-5, rtol=0)
-    torch.testing.assert_close(entropies, -(expected.exp() * expected).sum(-1), atol=1e-5, rtol=0)
+    log_p = (model(input_ids=input_ids).logits.flatten(0, 1)[predictors] / temperature).log_softmax(dim=-1)
+    logprobs, entropies = log_p[torch.arange(13), targets], -(log_p.exp() * log_p).sum(-1)
+    loss = (logprobs * torch.linspace(-1, 1, 13)).sum() + entropies.mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(scores_and_gradients(model, temperature), (logprobs, entropies, gradients), **CLOSE)
+    alone, _ = Policy(model)(*inputs(), temperature, with_entropies=False)
+    torch.testing.assert_close(alone, logprobs, **CLOSE)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 12])
@@ -45,7 +71,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, rows):
     model = tiny_model()
     whole = scores_and_gradients(model)
     monkeypatch.setattr(policy, "CHUNK_LOGITS", rows * VOCABULARY + VOCABULARY // 2)
-    torch.testing.assert_close(scores_and_gradients(model), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scores_and_gradients(model), whole, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +84,9 @@ def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chu
 
     def recording(states, *rest):
         sizes.append(len(states))
-        return log_probabilities(states, *rest)
+        return chunk_of_logits(states, *rest)
 
-    monkeypatch.setattr(policy, "log_probabilities", recording)
+    monkeypatch.setattr(policy, "chunk_of_logits", recording)
     monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
     logprobs, _ = Policy(tiny_model())(*inputs(), 1.0)
     assert sizes == chunks
@@ -75,21 +101,15 @@ def test_a_cpu_takes_chunks_that_fit_its_cache_but_no_thin_ones():
 
 
 @pytest.mark.parametrize("limit", [10**6, 20])
-def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, limit):
-    """Kept and computed again; in double precision, of both outputs."""
+@pytest.mark.parametrize("logits", [Logits(), Logits(scale=0.5), Logits(scale=2.0, soft_cap=1.3)])
+def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, limit, logits):
+    """Kept and computed again, of both outputs."""
     monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
     random = torch.Generator().manual_seed(0)
-    states, weight = (torch.randn(rows, 3, dtype=torch.double, generator=random).requires_grad_() for rows in (4, 7))
+    states, weight, bias = (torch.randn(shape, generator=random).requires_grad_() for shape in ((4, 3), (7, 3), 7))
     targets = torch.tensor([0, 6, 2, 2])
-    assert torch.autograd.gradcheck(lambda *given: ScoreStates.apply(*given, targets, 0.7), (states, weight))
-
-
-def test_without_entropies_the_logprobs_are_the_same():
-    logprobs, _, _ = scores_and_gradients(tiny_model())
-    with torch.no_grad():
-        alone, entropies = Policy(tiny_model())(*inputs(), 0.7, with_entropies=False)
-    torch.testing.assert_close(alone, logprobs, atol=1e-6, rtol=0)
-    assert entropies is None
+    assert torch.autograd.gradcheck(lambda *given: ScoreStates.apply(*given, targets, 0.7, logits),
+                                    (states, weight, bias))
 
 
 def test_scores_by_hand():
@@ -104,10 +124,10 @@ def test_scores_by_hand():
     torch.testing.assert_close(entropies, torch.full((2,), math.log(6) / 3 + 2 / 3 * math.log(1.5)))
 
 
-def test_scores_are_float32_whatever_the_weights_are():
+def test_scores_are_at_least_float32_whatever_the_weights_are():
     head = ChunkedHead(torch.nn.Parameter(torch.randn(5, 3, dtype=torch.bfloat16)))
     logprobs, entropies = head(torch.randn(2, 3, dtype=torch.bfloat16), torch.tensor([0, 4]), 1.0)
-    assert logprobs.dtype == entropies.dtype == torch.float32
+    assert all(torch.finfo(scores.dtype).bits >= 32 for scores in (logprobs, entropies))
 
 
 def test_the_head_is_the_models_own_parameter():
@@ -116,3 +136,12 @@ def test_the_head_is_the_models_own_parameter():
     wrapped = Policy(model)
     assert wrapped.head.weight is model.get_input_embeddings().weight
     assert len(list(wrapped.parameters())) == len(list(model.parameters()))
+
+
+def test_a_model_whose_logits_are_not_ours_stops_the_run(monkeypatch):
+    """As those of a head that training does not know would."""
+    model = tiny_model(GraniteForCausalLM, logits_scaling=8.0)
+    scorer(model)
+    monkeypatch.setattr(Logits, "of", lambda config: Logits())
+    with pytest.raises(RunStopped, match="other log-probabilities than the model .* differ by"):
+        scorer(model)

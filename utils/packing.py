@@ -188,14 +188,17 @@ def filler(device: torch.device) -> MicroBatch:
     return MicroBatch(one[None], one[None], prefix, prefix, one, one, none, none, one.float(), one.float())
 
 
-def trial(vocab_size: int, device: torch.device) -> MicroBatch:
-    """A small micro-batch of arbitrary tokens in rows of all kinds: several groups, none, one or more responses of
-    different lengths, padding."""
+ROWS_OF_ALL_KINDS = ((5, 3, 6, 1), (3, 2), (4,), (2, 4, 4))  # several groups, none to three responses, padding
+ONE_ROW = ((5, 6),)
+
+
+def trial(vocab_size: int, device: torch.device, lengths: Sequence[tuple[int, ...]] = ROWS_OF_ALL_KINDS) -> MicroBatch:
+    """A small micro-batch of arbitrary tokens; `lengths` of each group are its prompt's and its responses'."""
     problem, ids = Problem(0, "", "", (), "", {}), (token % vocab_size for token in itertools.count(2, 7))
     groups = []
-    for prompt_length, *lengths in ((5, 3, 6, 1), (3, 2), (4,), (2, 4, 4)):
+    for prompt_length, *response_lengths in lengths:
         prompt = Prompt(problem, list(itertools.islice(ids, prompt_length)), [], 0)
-        responses = [list(itertools.islice(ids, length)) for length in lengths or (0,)]
+        responses = [list(itertools.islice(ids, length)) for length in response_lengths or (0,)]
         groups.append([Rollout(prompt, response, [0.0] * len(response), "length") for response in responses])
     [micro_batch] = pack(groups, [[0.0] * len(group) for group in groups], 45, device)
     return micro_batch

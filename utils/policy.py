@@ -4,9 +4,11 @@ The LM head runs on the N scored states only, a chunk of them at a time, and its
 (R, L, V) tensor ever exists, nor an (N, V) one for large vocabularies.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from utils import attention
 from utils.attention import Layout
@@ -22,76 +24,123 @@ def chunk_size(vocab_size: int, on_cpu: bool) -> int:
     return min(most, max(128, CACHE_LOGITS // vocab_size)) if on_cpu else most
 
 
-def log_probabilities(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """(n, D) states, (V, D) head -> log-probabilities of all words, (n, V), in float32 at least."""
-    logits = product(states, weight)
-    return logits.to(torch.promote_types(logits.dtype, torch.float)).div_(temperature).log_softmax(dim=-1)
+@dataclass(frozen=True)
+class Logits:
+    """What a model makes of `states @ weight.T + bias` before it calls it logits: times `scale` (Granite, Cohere), then
+    soft_cap * tanh(logits / soft_cap) where there is a soft cap (Gemma 2). Then comes the temperature."""
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "Logits":
+        settings = config.get_text_config().to_dict()
+        scale = settings.get("logit_scale") or 1 / (settings.get("logits_scaling") or 1)
+        return cls(scale, settings.get("final_logit_softcapping"))
+
+    def at(self, temperature: float, products: Tensor) -> Tensor:
+        """(n, V) products, which are overwritten -> logits at the temperature, in float32 at least."""
+        products = products.to(torch.promote_types(products.dtype, torch.float))
+        if self.soft_cap is None:
+            return products.div_(temperature / self.scale)
+        return products.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap / temperature)
+
+    def cap_gradients(self, temperature: float, logits: Tensor, grad_logits: Tensor) -> None:
+        """With a soft cap: gradients (n, V) of `logits`, which `at` returned, become in place those of what is capped,
+        over the same factors."""
+        grad_logits.addcmul_(grad_logits, (logits * (temperature / self.soft_cap)).square_(), value=-1)  # 1 - tanh^2
+
+
+PLAIN_LOGITS = Logits()
 
 
 class ScoreStates(torch.autograd.Function):
-    """(N, D) states, (V, D) head, (N,) targets -> log-probability of each target, entropy of each state: (N,), (N,).
+    """(N, D) states, (V, D) and (V,) or None of the head, (N,) targets -> log-probability of each target, entropy of
+    each state: (N,), (N,), in float32 at least.
 
-    With p the probabilities at temperature T and H their entropy, the logits z / T of a state have the gradients
-    onehot(target) - p of the log-probability and -p (log p + H) of the entropy. Where all log p together are no more
-    than CHUNK_LOGITS they are kept for the backward pass, else computed again, a chunk at a time.
+    With p the probabilities and H their entropy, the logits of a state have the gradients onehot(target) - p of the
+    log-probability and -p (log p + H) of the entropy. Where all log p together are no more than CHUNK_LOGITS they are
+    kept for the backward pass, else computed again, a chunk at a time; so are those with a soft cap, whose gradient
+    takes the logits themselves.
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
+    ) -> tuple[Tensor, Tensor]:
         size = chunk_size(weight.shape[0], states.device.type == "cpu")
-        is_kept = len(states) * weight.shape[0] <= CHUNK_LOGITS
+        is_kept = logits.soft_cap is None and len(states) * weight.shape[0] <= CHUNK_LOGITS
         logprobs, entropies, kept = [], [], []
         for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True):
-            log_p = log_probabilities(some_states, weight, temperature)
+            log_p = chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
             logprobs.append(log_p.gather(-1, some_targets[:, None]).squeeze(-1))
             entropies.append(-torch.linalg.vecdot(log_p.exp(), log_p))
             kept += [log_p] * is_kept
         entropy = torch.cat(entropies)
-        ctx.save_for_backward(states, weight, targets, entropy, *kept)
-        ctx.temperature, ctx.size = temperature, size
+        ctx.save_for_backward(states, weight, bias, targets, entropy, *kept)
+        ctx.temperature, ctx.logits, ctx.size = temperature, logits, size
         return torch.cat(logprobs), entropy
 
     @staticmethod
-    def backward(ctx, logprob_slopes: Tensor, entropy_slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        states, weight, targets, entropy, *kept = ctx.saved_tensors
-        at_target, at_log_p = logprob_slopes / ctx.temperature, entropy_slopes / ctx.temperature
-        constant = at_target + at_log_p * entropy
-        state_grads, weight_grad = torch.empty_like(states), torch.zeros_like(weight)
-        flat = (states, targets, at_target, at_log_p, constant, state_grads)
+    def backward(ctx, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, entropy, *kept = ctx.saved_tensors
+        factor = ctx.temperature / ctx.logits.scale
+        of_targets, of_log_p = grad_logprobs / factor, grad_entropies / factor
+        constant = of_targets + of_log_p * entropy
+        grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=entropy.dtype)
+        flat = (states, targets, of_targets, of_log_p, constant, grad_states)
         for number, chunk in enumerate(zip(*(values.split(ctx.size) for values in flat), strict=True)):
-            some_states, some_targets, target_slope, slope, offset, out = chunk
-            log_p = kept[number] if kept else log_probabilities(some_states, weight, ctx.temperature)
-            grads = torch.addcmul(offset[:, None], slope[:, None], log_p).mul_(log_p.exp()).neg_()  # (n, V)
-            grads.scatter_add_(1, some_targets[:, None], target_slope[:, None])
+            some_states, some_targets, at_target, at_log_p, offset, out = chunk
+            scores = None if kept else chunk_of_logits(some_states, weight, bias, ctx.temperature, ctx.logits)
+            log_p = kept[number] if kept else scores.log_softmax(dim=-1)
+            grads = torch.addcmul(offset[:, None], at_log_p[:, None], log_p).mul_(log_p.exp()).neg_()  # (n, V)
+            grads.scatter_add_(1, some_targets[:, None], at_target[:, None])
+            if ctx.logits.soft_cap is not None:
+                ctx.logits.cap_gradients(ctx.temperature, scores, grads)
+            if grad_bias is not None:
+                grad_bias += grads.sum(dim=0)
             grads = grads.to(weight.dtype)
             out.copy_(product(grads, weight.T))
-            add_product(weight_grad, grads.T, some_states.T)
-        return state_grads, weight_grad, None, None
+            add_product(grad_weight, grads.T, some_states.T)
+        grad_bias = None if bias is None else grad_bias.to(bias.dtype)
+        return grad_states, grad_weight, grad_bias, None, None, None
 
 
-def score_targets(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def chunk_of_logits(
+    states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, logits: Logits
+) -> Tensor:  # fmt: skip
+    """The head (V, D), (V,) of states (n, D): logits at the temperature, (n, V), in float32 at least."""
+    return logits.at(temperature, product(states, weight, bias))
+
+
+def score_targets(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
+) -> Tensor:
     """The log-probabilities of ScoreStates alone, (N,)."""
     size = chunk_size(weight.shape[0], states.device.type == "cpu")
     return torch.cat([
-        log_probabilities(some_states, weight, temperature).gather(-1, some_targets[:, None]).squeeze(-1)
+        chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
+        .gather(-1, some_targets[:, None]).squeeze(-1)
         for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True)
-    ])
+    ])  # fmt: skip
 
 
 class ChunkedHead(nn.Module):
-    """The LM head, shared with the model. One module call whatever the number of chunks: under ZeRO-3 every call
-    gathers the weight on all ranks together, and ranks differ in their number of scored tokens."""
+    """The LM head, its parameters shared with the model. One module call whatever the number of chunks: under ZeRO-3
+    every call gathers the weight on all ranks together, and ranks differ in their number of scored tokens."""
 
-    def __init__(self, weight: nn.Parameter):
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, logits: Logits = PLAIN_LOGITS):
         super().__init__()
-        self.weight = weight
+        self.weight, self.bias, self.logits = weight, bias, logits
 
     def forward(
         self, states: Tensor, targets: Tensor, temperature: float, with_entropies: bool = True
     ) -> tuple[Tensor, Tensor | None]:
+        given = states, self.weight, self.bias, targets, temperature, self.logits
         if not with_entropies:
-            return score_targets(states, self.weight, targets, temperature), None
-        return ScoreStates.apply(states, self.weight, targets, temperature)
+            return score_targets(*given), None
+        return ScoreStates.apply(*given)
 
 
 class Policy(nn.Module):
@@ -101,7 +150,8 @@ class Policy(nn.Module):
         super().__init__()
         model.set_attn_implementation(attention.NAME)
         self.model = model
-        self.head = ChunkedHead(model.get_output_embeddings().weight)
+        head = model.get_output_embeddings()
+        self.head = ChunkedHead(head.weight, head.bias, Logits.of(model.config))
 
     def forward(
         self,

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import deepspeed
@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from utils import distributed, heartbeat
 from utils.attention import make_layout
+from utils.checks import RunStopped
 from utils.linear import use_onednn
-from utils.packing import MicroBatch, trial
+from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, MicroBatch, trial
 from utils.policy import Policy
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
-MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
+MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -75,31 +76,52 @@ def weights_only() -> Iterator[None]:
 class Scorer:
     """A policy that scores micro-batches; `engine` is the DeepSpeed engine (or plain module) that runs it.
 
-    Attention goes by utils/attention.py where that gives this model what attention under a mask gives it, which is
-    tried once; else under a mask.
+    What it computes is compared once with the model's own forward pass. Attention goes by utils/attention.py where that
+    gives this model what attention under a mask gives it, else under a mask.
+
+    Raises:
+        RunStopped: log-probabilities are not those of the model's own logits.
     """
 
     def __init__(self, policy: Policy, engine: nn.Module, temperature: float):
         self.policy = policy
         self.engine = engine
         self.temperature = temperature
-        self.by_response = True
-        difference = self._difference()
-        if not difference <= MAX_DIFFERENCE[policy.model.dtype]:  # so NaN is too much
-            self.by_response = False
-            if distributed.is_main():
-                print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
-                      f"model by {difference:.2g}; it is computed under a mask, which is slower", file=sys.stderr)
+        self.by_response = False
+        limit = MAX_DIFFERENCE[policy.model.dtype]
+        difference = self._difference_from_model()
+        if not difference <= limit:  # so NaN is too much
+            raise RunStopped(
+                f"training computes other log-probabilities than the model {policy.model.name_or_path} itself: they "
+                f"differ by {difference:.2g} nats on average over a few tokens. Training knows an LM head with a bias, "
+                "a scale (logit_scale, logits_scaling) and a soft cap (final_logit_softcapping), and decoders that "
+                "take a mask and positions; this model does something else. Take another one"
+            )
+        difference = self._difference_by_response()
+        self.by_response = difference <= limit
+        if not self.by_response and distributed.is_main():
+            print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
+                  f"model by {difference:.2g}; it is computed under a mask, which is slower", file=sys.stderr)
 
-    def _difference(self) -> float:
+    @torch.no_grad()
+    def _difference_from_model(self) -> float:
+        """Mean of |ours - the model's| log-probabilities of one row that is not packed, the same on all ranks."""
+        micro_batch = self._trial(ONE_ROW)
+        logits = self.policy.model(input_ids=micro_batch.input_ids, use_cache=False).logits[0, micro_batch.predictors]
+        logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float)) / self.temperature).log_softmax(dim=-1)
+        expected = logprobs.gather(-1, micro_batch.targets[:, None]).squeeze(-1)
+        return distributed.maximum((self.logprobs(micro_batch) - expected).abs().mean().item())
+
+    def _difference_by_response(self) -> float:
         """By how much log-probabilities depend on the way attention is computed: mean over a few tokens, the same on
         all ranks."""
-        micro_batch = trial(self.policy.model.config.vocab_size, self.policy.head.weight.device)
-        logprobs = self.logprobs(micro_batch)
-        self.by_response = False
+        micro_batch = self._trial(ROWS_OF_ALL_KINDS)
         masked = self.logprobs(micro_batch)
         self.by_response = True
-        return distributed.maximum((logprobs - masked).abs().mean().item())
+        return distributed.maximum((self.logprobs(micro_batch) - masked).abs().mean().item())
+
+    def _trial(self, lengths: Sequence[tuple[int, ...]]) -> MicroBatch:
+        return trial(self.policy.model.config.vocab_size, self.policy.head.weight.device, lengths)
 
     def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (N,), (N,) of the scored tokens. All ranks call together."""
