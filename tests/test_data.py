@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from rewards import score
 from tests.models import make_problem
-from utils import data
+from utils import data, seeding
 from utils.checks import BadInput
 from utils.data import Problem, data_folder, fingerprint, load_problems, problems_of_step
 
@@ -263,11 +264,70 @@ def test_problems_of_a_step_are_a_function_of_seed_and_step():
     assert third != list(range(30))
 
 
-def test_an_order_is_cut_into_steps_of_any_size_without_change():
-    problems = [make_problem(index) for index in range(10)]
-    sevens = [problem for step in (1, 2, 3, 4, 5, 6) for problem in problems_of_step(problems, step, 7, 3)]
-    threes = [problem for step in range(1, 15) for problem in problems_of_step(problems, step, 3, 3)]
-    assert sevens == threes
+def first_visits(num_problems: int, count: int, num_visits: int, seed: int = 3) -> list[int]:
+    """The problems met in steps of `count`, by index."""
+    problems = [make_problem(index) for index in range(num_problems)]
+    steps = range(1, -(-num_visits // count) + 1)
+    return [one.index for step in steps for one in problems_of_step(problems, step, count, seed)][:num_visits]
+
+
+def shuffled_epochs(num_problems: int, num_epochs: int, seed: int = 3) -> list[int]:
+    return [index for epoch in range(num_epochs)
+            for index in seeding.generator("epoch", seed, epoch).permutation(num_problems).tolist()]  # fmt: skip
+
+
+def test_where_steps_divide_the_data_all_sizes_cut_the_same_row_of_shuffled_epochs():
+    for count in (1, 2, 5, 10):
+        assert first_visits(10, count, 60) == shuffled_epochs(10, 6)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_the_first_epoch_is_as_it_was_shuffled_whatever_a_step_holds(count):
+    assert first_visits(10, count, 10) == shuffled_epochs(10, 1)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 13), st.integers(1, 13), st.integers(1, 40), st.integers(0, 5))
+def test_no_step_holds_a_problem_twice(num_problems, count, step, seed):
+    """It would have the same hints and the same samples both times."""
+    count = min(count, num_problems)
+    chosen = problems_of_step([make_problem(index) for index in range(num_problems)], step, count, seed)
+    assert len({problem.index for problem in chosen}) == count
+
+
+def test_what_the_end_of_an_epoch_had_changes_places_with_the_next_that_it_had_not(monkeypatch):
+    orders = [[0, 1, 2, 3, 4], [4, 3, 1, 2, 0], [4, 3, 0, 1, 2], [0, 1, 2, 3, 4]]
+    monkeypatch.setattr(data.seeding, "generator", lambda purpose, seed, epoch: FixedOrder(orders[epoch]))
+    threes = [[0, 1, 2], [3, 4, 1], [3, 4, 2], [0, 4, 3], [0, 1, 2]]  # 3 4 | 4: for the 4 the 1, as the 3 is there
+    fours = [[0, 1, 2, 3], [4, 2, 3, 1], [4, 0, 1, 3], [0, 4, 2, 1]]  # 4 is late in the second epoch, so in the third
+    assert first_visits(5, 3, 15) == sum(threes, [])
+    assert first_visits(5, 4, 16) == sum(fours, [])
+
+
+class FixedOrder:
+    """A random generator's stand-in."""
+
+    def __init__(self, order: list[int]) -> None:
+        self.order = order
+
+    def permutation(self, num_problems: int) -> np.ndarray:
+        return np.array(self.order)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.integers(1, 40), st.integers(0, 5))
+def test_an_epoch_is_as_it_was_shuffled_but_for_a_place_or_two_for_each_problem_that_would_meet_itself(
+    num_problems, count, seed
+):
+    count = min(count, num_problems)
+    found = first_visits(num_problems, count, 4 * num_problems, seed)
+    plain = shuffled_epochs(num_problems, 4, seed)
+    for start in range(0, 4 * num_problems, num_problems):
+        step_start = start - start % count
+        head = slice(start, step_start + count if start % count else start)
+        num_twice = len(set(found[step_start:start]) & set(plain[head]))
+        changed = [place for place in range(start, start + num_problems) if found[place] != plain[place]]
+        assert len(changed) == 2 * num_twice and all(place < start + count for place in changed)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -152,17 +153,36 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
 
 
 def problems_of_step(problems: list[Problem], step: int, count: int, seed: int) -> list[Problem]:
-    """The `count` problems of training step `step` (1, 2, ...).
+    """The `count` problems of training step `step` (1, 2, ...), all different if there are that many.
 
-    The steps walk through an endless row of shuffled epochs; each epoch's order depends on (seed, epoch) alone.
+    The steps walk through an endless row of shuffled epochs; each epoch's order depends on (seed, epoch, count) alone.
     """
     chosen = []
     for position in range((step - 1) * count, step * count):
         epoch, offset = divmod(position, len(problems))
         if offset == 0 or not chosen:
-            order = seeding.generator("epoch", seed, epoch).permutation(len(problems))
+            order = _epoch_order(len(problems), epoch, count, seed)
         chosen.append(problems[order[offset]])
     return chosen
+
+
+def _epoch_order(num_problems: int, epoch: int, count: int, seed: int) -> np.ndarray:
+    """(num_problems,) indices: shuffled, but what the step that two epochs share has from the epoch before changes
+    places with the next problem that it has not. (A problem twice in a step has the same hints and samples twice.)"""
+    first = epoch
+    while first * num_problems % count and count <= num_problems:
+        first -= 1  # the nearest epoch that begins with a step: it is as shuffled; at most `count` back
+    order = seeding.generator("epoch", seed, first).permutation(num_problems)
+    for number in range(first + 1, epoch + 1):
+        num_before = number * num_problems % count
+        num_after = count - num_before
+        before = order[-num_before:]
+        order = seeding.generator("epoch", seed, number).permutation(num_problems)
+        met = np.isin(order, before)
+        here = np.flatnonzero(met[:num_after])
+        there = num_after + np.flatnonzero(~met[num_after:])[: len(here)]  # as many: count <= num_problems
+        order[here], order[there] = order[there], order[here]
+    return order
 
 
 def best_constant_answer(problems: list[Problem]) -> tuple[str, float, str] | None:
