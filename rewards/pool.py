@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import select
 import subprocess
 import sys
@@ -32,6 +33,7 @@ COMMAND = (sys.executable, "-m", "rewards.worker")
 ROOT = Path(__file__).resolve().parent.parent  # a worker's folder; rewards/ itself must never be: it holds a math.py
 TIME_LIMIT = 5.0  # seconds for one comparison, from when a worker takes it
 START_LIMIT = 120.0  # seconds for a worker's imports
+MAX_WORKERS = 1_024  # each may take 2 GiB
 MAX_COMPARISONS = 2_000  # then a worker is replaced: its libraries' caches grow
 
 
@@ -117,6 +119,7 @@ class Pool:
     """`num_workers` workers, shared by all threads."""
 
     def __init__(self, num_workers: int, time_limit: float = TIME_LIMIT, command: Sequence[str] = COMMAND) -> None:
+        assert num_workers > 0, "a pool needs at least 1 worker, or `judge` waits for ever"
         self.workers = [Worker(command, time_limit) for _ in range(num_workers)]
         self.idle: queue.LifoQueue[Worker] = queue.LifoQueue()  # the one used last is the one that has started
         for worker in self.workers:
@@ -150,17 +153,25 @@ shared: Pool | None = None
 shared_lock = threading.Lock()
 
 
-def judge_all(comparisons: Sequence[Comparison]) -> list[Score]:
-    """The Scores of `comparisons`, in order, by the workers of this process; from any thread.
+def num_workers() -> int:
+    """Workers of this process: VERIFIER_WORKERS of the environment; without it one a core, at most 4. ValueError: it is
+    not a whole number from 1 to MAX_WORKERS."""
+    text = os.environ.get("VERIFIER_WORKERS", str(min(4, os.cpu_count() or 1)))
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_WORKERS:
+        rule = f"must be a whole number from 1 to {MAX_WORKERS}"
+        raise ValueError(f"environment variable VERIFIER_WORKERS {text}: {rule}")
+    return int(text)
 
-    The environment variable VERIFIER_WORKERS sets their number; without it, it is that of the cores, at most 4.
-    """
+
+def judge_all(comparisons: Sequence[Comparison]) -> list[Score]:
+    """The Scores of `comparisons`, in order, by the workers of this process; from any thread. ValueError: as for
+    `num_workers`, when the first is needed."""
     global shared
     if not comparisons:
         return []
     with shared_lock:
         if shared is None:
-            shared = Pool(int(os.environ.get("VERIFIER_WORKERS", min(4, os.cpu_count() or 1))))
+            shared = Pool(num_workers())
         pool = shared
     return pool.judge_all(comparisons)
 

@@ -210,6 +210,15 @@ def test_a_wrong_value_is_named_with_file_row_and_rule(tmp_path, column, value, 
     assert rule in message
 
 
+@pytest.mark.parametrize("text", ["0", "abc"])
+def test_a_number_of_verifier_workers_that_cannot_be_is_refused_with_the_data(tmp_path, monkeypatch, text):
+    """Any script reads its data before a model; the workers start in mid-run."""
+    monkeypatch.setenv("VERIFIER_WORKERS", text)
+    write(tmp_path, [ROW])
+    assert message_of(tmp_path) == (
+        f"environment variable VERIFIER_WORKERS {text}: must be a whole number from 1 to 1024")
+
+
 def test_the_row_that_is_wrong_is_named(tmp_path):
     write(tmp_path, [ROW, ROW, ROW | {"data_source": None}])
     assert "train.parquet row 2: data_source None has no verifier" in message_of(tmp_path)

@@ -143,6 +143,33 @@ def test_a_worker_that_cannot_start_is_an_error_that_names_the_command():
         Pool(1, command=(sys.executable, "-S", "-c", "import no_such_module")).judge(Comparison("a", "a"))
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "abc", "", " ", "2.5", "1e3", "1_0", "\u0663", "1025", "9" * 5_000])
+def test_a_number_of_workers_that_cannot_be_is_an_error_that_names_variable_value_and_rule(monkeypatch, text):
+    monkeypatch.setenv("VERIFIER_WORKERS", text)
+    monkeypatch.setattr(pool, "shared", None)
+    with pytest.raises(ValueError) as error:
+        score("math500", "<answer> 1+x </answer>", {"target": "x+1"})
+    assert str(error.value) == f"environment variable VERIFIER_WORKERS {text}: must be a whole number from 1 to 1024"
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), ("03", 3), ("1024", 1024)])
+def test_the_environment_sets_the_number_of_workers(monkeypatch, text, number):
+    monkeypatch.setenv("VERIFIER_WORKERS", text)
+    assert pool.num_workers() == number
+
+
+@pytest.mark.parametrize(("cores", "number"), [(None, 1), (2, 2), (64, 4)])
+def test_without_the_environment_there_is_a_worker_for_each_core_and_at_most_four(monkeypatch, cores, number):
+    monkeypatch.delenv("VERIFIER_WORKERS", raising=False)
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: cores)
+    assert pool.num_workers() == number
+
+
+def test_a_pool_without_workers_is_refused_and_does_not_wait_for_one():
+    with pytest.raises(AssertionError, match="at least 1 worker"):
+        Pool(0)
+
+
 def test_many_threads_share_the_workers_and_each_gets_its_own_verdicts(stand_in):
     workers = stand_in(8, 60.0)
     found: dict[int, list] = {}

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from rewards import VERIFIERS, score
+from rewards import VERIFIERS, pool, score
 from utils import seeding
 from utils.checks import BadInput
 from utils.tasks import benchmarks, countdown, kk_logic, math, tree
@@ -82,8 +82,12 @@ def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) ->
 
     Raises:
         BadInput: a missing file or column, a column of the wrong type, an empty split, a hint that holds an answer, or
-            rows without what is needed.
+            rows without what is needed; a VERIFIER_WORKERS with which no answer could be judged later.
     """
+    try:
+        pool.num_workers()
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     path = data_folder(name_or_folder) / f"{split}.parquet"
     where = f"flag --data {name_or_folder}: {path.name}"
     if not path.is_file():
