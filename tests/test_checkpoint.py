@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,7 +136,51 @@ def test_another_zero_stage_or_number_of_processes_is_refused_whatever_is_allowe
 def test_the_newest_and_every_nth_are_kept(tmp_path, keep_last, keep_every, gone):
     for step in (2, 4, 6, 8, 10, 12):
         (tmp_path / f"step_{step}").mkdir()
-    assert [path.name for path in superfluous(tmp_path, keep_last, keep_every)] == [f"step_{step}" for step in gone]
+    assert [path.name for path in superfluous(tmp_path, 12, keep_last, keep_every)] == [f"step_{step}" for step in gone]
+
+
+def test_what_was_just_written_is_kept_whatever_lies_there(tmp_path):
+    for step in (100, 147, 200):
+        (tmp_path / f"step_{step}").mkdir()
+    assert [path.name for path in superfluous(tmp_path, 147, 1, 0)] == ["step_100"]
+
+
+def test_what_comes_after_the_resumed_checkpoint_is_set_aside_not_lost(tmp_path, capsys):
+    for step in (2, 4, 6):
+        write(tmp_path, step)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n')
+    checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder: None))
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "discarded_metrics.jsonl", "discarded_step_4", "discarded_step_6", "latest", "step_2"]
+    assert (folder / "latest").read_text() == "step_2\n" and damage(folder / "discarded_step_6", True) is None
+    assert (folder / "discarded_metrics.jsonl").read_text() == '{"step": 6}\n'
+    assert "discarded_step_4, discarded_step_6" in capsys.readouterr().out
+    refused(tmp_path, "step_4: there is no such checkpoint; the newest other one is step_2", resume_step=4)
+    write(tmp_path, 4)
+    checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder: None))
+    assert not (folder / "step_4").exists() and (folder / "discarded_step_6").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_went_back_keeps_the_checkpoints_it_writes(tmp_path, base_model, countdown_data):
+    """--resume_step with --keep_last: first beside healthy later ones, then beside one that is damaged."""
+    flags = {
+        "model": base_model, "data": countdown_data, "output_dir": tmp_path, "eval_problems": 2, "prompts_per_step": 4,
+        "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8, "zero_stage": 0,
+    }  # fmt: skip
+    again = {"resume": True, "allow_changes": True, "save_every": 1}
+    succeed(start("training/sft.py", flags | {"total_steps": 6, "save_every": 2}))
+    succeed(start("training/sft.py", flags | again | {"resume_step": 2, "keep_last": 2, "total_steps": 4}))
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step_*")) == ["step_3", "step_4"]
+    (folder / "step_4" / WEIGHTS).write_text("torn")
+    run = start("training/sft.py", flags | again | {"keep_last": 1, "total_steps": 5})
+    assert run.returncode == 2 and "the newest other one is step_3, resume it with --resume_step 3" in run.stderr
+    succeed(start("training/sft.py", flags | again | {"resume_step": 3, "keep_last": 1, "total_steps": 4}))
+    succeed(start("training/sft.py", flags | again | {"keep_last": 1, "total_steps": 5}))
+    assert [path.name for path in folder.glob("step_*")] == ["step_5"]
+    assert [line["step"] for line in training_lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 # ----- one run a folder -----

@@ -6,6 +6,7 @@ that. Whatever moment a run is killed at, `latest` names a whole checkpoint. Wha
 manifest, before anything is loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from utils.logger import plain
 from utils.zero import Actor
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
+DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
     "save_every", "keep_last", "keep_every", "max_skipped_updates", "dry_run", "tracker",
@@ -93,8 +95,7 @@ def find(
 
 def offer(folder: Path, besides: str = "") -> str:
     """The newest checkpoint whose files have the sizes of its manifest, as an offer; nothing where there is none."""
-    steps = sorted((int(path.name.removeprefix("step_")) for path in folder.glob("step_[0-9]*")), reverse=True)
-    whole = (step for step in steps if f"step_{step}" != besides
+    whole = (step for step in reversed(steps_in(folder)) if f"step_{step}" != besides
              and damage(folder / f"step_{step}", with_hashes=False) is None)
     step = next(whole, None)
     return "" if step is None else f"; the newest other one is step_{step}, resume it with --resume_step {step}"
@@ -163,7 +164,7 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             write_latest(folder, step)
-            for old in superfluous(folder, keep_last, keep_every):
+            for old in superfluous(folder, step, keep_last, keep_every):
                 gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
                 shutil.rmtree(gone)
         distributed.barrier()
@@ -190,20 +191,46 @@ def write_latest(folder: Path, step: int) -> None:
     force_to_disk(folder)
 
 
-def superfluous(folder: Path, keep_last: int, keep_every: int) -> list[Path]:
-    """The checkpoints that are neither among the `keep_last` newest nor at a multiple of `keep_every`."""
-    steps = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_[0-9]*"))
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, in order."""
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_[0-9]*"))
+
+
+def superfluous(folder: Path, step: int, keep_last: int, keep_every: int) -> list[Path]:
+    """Of the checkpoints up to `step`, the newest, those that are neither among the `keep_last` newest nor at a
+    multiple of `keep_every`."""
+    steps = [number for number in steps_in(folder) if number <= step]
     old = steps[:-keep_last] if keep_last else []
-    return [folder / f"step_{step}" for step in old if not (keep_every and step % keep_every == 0)]
+    return [folder / f"step_{number}" for number in old if not (keep_every and number % keep_every == 0)]
 
 
 def load(output_dir: str, step: int, actor: Actor) -> None:
     """Restore checkpoint `step` into `actor`; `find` has seen that it is whole."""
-    folder = Path(output_dir) / "checkpoints" / f"step_{step}"
-    actor.load(folder / "state")
+    folder = Path(output_dir) / "checkpoints"
+    actor.load(folder / f"step_{step}" / "state")
     if distributed.is_main():
-        write_latest(folder.parent, step)  # later ones, if any, are of a past that is now another
-        print(f"resumed from {folder}: weights, optimiser states and step", flush=True)
+        print(f"resumed from {folder / f'step_{step}'}: weights, optimiser states and step", flush=True)
+        write_latest(folder, step)
+        discard_later(Path(output_dir), step)
+
+
+def discard_later(output_dir: Path, step: int) -> None:
+    """Later checkpoints are of a past that is now another: under a new name nothing counts or offers them, and the
+    lines of their steps in metrics.jsonl and samples.jsonl, which the run is about to cut, are kept with them."""
+    folder = output_dir / "checkpoints"
+    later = [number for number in steps_in(folder) if number > step]
+    if not later:
+        return
+    for number in later:
+        discarded = folder / f"{DISCARDED}step_{number}"
+        shutil.rmtree(discarded, ignore_errors=True)  # of a past before that
+        (folder / f"step_{number}").rename(discarded)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(output_dir / name, folder / f"{DISCARDED}{name}")
+    names = ", ".join(f"{DISCARDED}step_{number}" for number in later)
+    print(f"later checkpoints are kept as {names}, and the metrics of their steps beside them; nothing reads them",
+          flush=True)
 
 
 def clear(output_dir: str) -> None:
