@@ -9,18 +9,31 @@ depend on the number of ranks and on what else is in the batch. It gives no log-
 more forward pass over what was sampled.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 
 import torch
 from deepspeed.runtime.rollout import HybridEngineRollout, RolloutRequest, SamplingConfig
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.cache_budget import cache_elements_of
 from inference.hybrid_engine import Rollout
 from utils import distributed, heartbeat, seeding
 from utils.hints import Prompt
+
+
+@contextlib.contextmanager
+def neutral_generation_config(model: PreTrainedModel, pad_id: int) -> Iterator[None]:
+    """Transformers' generate takes from the model's own config what it is not given: penalties, min-p, bans. In here
+    there is nothing to take."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(pad_token_id=pad_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class DeepSpeedEngine:
@@ -79,7 +92,8 @@ class DeepSpeedEngine:
         was_training = self.model.training
         self.model.eval()
         sampling = SamplingConfig(max_response_length, temperature, n_samples_per_prompt=group_size)
-        output = self.rollout.generate(RolloutRequest(ids, mask), sampling).input_ids  # (P * G, width + tokens)
+        with neutral_generation_config(self.model, self.pad_id):
+            output = self.rollout.generate(RolloutRequest(ids, mask), sampling).input_ids  # (P * G, width + tokens)
         mask = torch.cat([mask.repeat_interleave(group_size, dim=0), torch.ones_like(output[:, width:])], dim=1)
         logprobs = self._score(output, mask, width, temperature or 1.0).tolist()
         self.model.train(was_training)

@@ -11,14 +11,15 @@ vllm       inference/vllm_engine.py: vLLM in the training process, weights strea
 deepspeed  inference/deepspeed_engine.py: DeepSpeed's own rollout, transformers' generate on the sharded module.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from inference.supported import check_supported
 from utils.checks import BadInput, require, world_size
@@ -68,6 +69,26 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | list[int] 
     """All ids that end a response: the tokenizer's and those that the model's generation config declares."""
     declared = [generation_eos] if isinstance(generation_eos, int) else generation_eos or []
     return frozenset([tokenizer.eos_token_id, *declared])
+
+
+def load_generation_config(model: str) -> GenerationConfig:
+    """Of a folder or Hugging Face name: its own, or what its config implies. Where it has values of sampling without
+    do_sample, as older models do, it gets that too: transformers saves no config that contradicts itself.
+
+    Raises:
+        BadInput: the file is there and cannot be read.
+    """
+    config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+    file = Path(model) / GENERATION_CONFIG_NAME
+    try:
+        config = GenerationConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:  # OSError is transformers' word for missing and damaged alike
+        require(not file.exists(), "--model", model, f"{file} cannot be read ({' '.join(str(error).split())})")
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    return config
 
 
 def completion_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -168,10 +189,7 @@ def load_engine(
     memory_fraction: float,
 ) -> Engine:
     """The engine `name` ("torch" or "vllm") with the weights of `model`, a folder or Hugging Face name, as they are."""
-    generation_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
-    with contextlib.suppress(OSError):  # most models have a generation config beside the config, some do not
-        generation_config = GenerationConfig.from_pretrained(model)
-    ends = eos_ids(tokenizer, generation_config.eos_token_id)
+    ends = eos_ids(tokenizer, load_generation_config(model).eos_token_id)
     if name == "vllm":
         from inference.vllm_engine import VLLMEngine
 

@@ -33,9 +33,10 @@ def tiny_model(
     Two query heads share a key-value head. Qwen2 has tied embeddings, Llama has not.
     """
     config = kind.config_class(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        **{"vocab_size": VOCABULARY} | settings, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=kind is Qwen2ForCausalLM,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None, **settings,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     model = kind(config).to(torch.get_default_dtype()).eval()
     with torch.no_grad():

@@ -198,6 +198,18 @@ def test_a_model_that_looks_back_less_than_training_does(call, flags, base_model
     assert attention_window(MistralConfig(sliding_window=5)) == 5
 
 
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "eval"])
+@pytest.mark.parametrize(("settings", "what"), [
+    ({"length_penalty": 2.0}, "no checkpoint could hold its GenerationConfig: "),
+    ({"early_stopping": "perhaps"}, "generation_config.json cannot be read (`early_stopping` must be"),
+])  # fmt: skip
+def test_a_model_that_no_checkpoint_could_hold(call, flags, base_model, tmp_path, name, settings, what):
+    shutil.copytree(base_model, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    expect(call(name, of_script(name, flags | {"model": tmp_path / "model"}), "--check"), "flag --model ", what)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_required_flag_is_missing(call, flags, name):
     flags = of_script(name, flags)

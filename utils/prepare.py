@@ -1,7 +1,8 @@
 """What a run needs before a model loads: tokenizer and problems, checked against the flags, and the plan in words."""
 
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
 
-from inference.hybrid_engine import EngineName, check_engine, choose_engine
-from utils.checks import is_first_process, load_tokenizer, require, require_divides, world_size
+from inference.hybrid_engine import EngineName, check_engine, choose_engine, load_generation_config
+from utils.checks import BadInput, is_first_process, load_tokenizer, require, require_divides, world_size
 from utils.data import Problem, fingerprint, load_problems
 from utils.hints import check_prompt_lengths, printable_prompt
 from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
@@ -72,6 +74,9 @@ def load_inputs(
         flag, value, exceeds, length = rows[-1]
         require("train" not in splits or length <= window, flag, value,
                 f"{exceeds} the {window} tokens that {model} looks back: training here knows no such window")
+        parts = config, load_generation_config(model), tokenizer
+        if "train" in splits:
+            check_savable(model, parts)
     loaded = {split: load_problems(data, split, needs if split == "train" else ()) for split in splits}
     if "test" in loaded:
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
@@ -86,6 +91,17 @@ def load_inputs(
 def attention_window(config: PretrainedConfig) -> float:
     """Tokens that the model looks back, in those of its layers that look back least."""
     return config.to_dict().get("sliding_window") or math.inf  # None where a Qwen2 or Qwen3 does not use it
+
+
+def check_savable(model: str, parts: Iterable[PushToHubMixin]) -> None:
+    """Save what a checkpoint holds beside the weights. Raises BadInput where that fails: hours before the first one."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            try:
+                part.save_pretrained(folder)
+            except Exception as error:  # transformers has many, for each way in which files contradict themselves
+                name, reason = type(part).__name__, " ".join(str(error).split())
+                raise BadInput(f"flag --model {model}: no checkpoint could hold its {name}: {reason}") from error
 
 
 def stop_asking_a_silent_hub() -> None:

@@ -15,6 +15,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from inference.hybrid_engine import load_generation_config
 from utils import distributed, heartbeat
 from utils.attention import make_layout
 from utils.checks import RunStopped
@@ -35,7 +36,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
     heartbeat.progress()
-    return use_onednn(AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa"))
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    loaded.generation_config = load_generation_config(model)
+    return use_onednn(loaded)
 
 
 def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:
