@@ -77,7 +77,7 @@ WITHOUT_CARE = {  # verifiers with a fault each
 }
 
 
-@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of ast.parse
+@pytest.mark.filterwarnings("ignore:invalid escape sequence", "ignore::SyntaxWarning")  # of ast.parse
 @pytest.mark.parametrize("source", WITHOUT_CARE)
 def test_the_long_run_finds_a_careless_verifier(source, monkeypatch):
     def careless(completion, ground_truth):
@@ -109,6 +109,9 @@ ANSWERS = [  # data source, ground truth, answer, is it right?
     ("kk_logic", {"names": ["Zoey", "Al"], "solution": [True, False]}, "Zoey is a knight, Al is not a knave", False),
     ("kk_logic", {"names": ["Zoey"], "solution": [True]}, "Zoey is a knight, Zoey is a knave", False),
     ("kk_logic", {"names": ["Zoey"], "solution": [True]}, "if Zoey is a knight", False),
+    ("kk_logic", {"names": ["Zoey"], "solution": [True]}, "- So, the solution is: [1] \\text{Zoey is a knight}", True),
+    ("kk_logic", {"names": ["Zoey"], "solution": [True]}, "The solution is not: Zoey is a knight", False),
+    ("kk_logic", {"names": ["Zoey", "Al"], "solution": [True, False]}, "* Zoey is a knight & so Al is a knave", True),
     ("tree", {"path": "ABBA"}, "AB\u3000BA\n", True),
     ("tree", {"path": "ABBA"}, "ABB\u200bA", False),
     ("tree", {"path": "ABBA"}, "abba", False),

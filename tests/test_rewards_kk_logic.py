@@ -71,6 +71,64 @@ def test_golden_answers(answer, expected):
     assert answered(answer) == expected
 
 
+STATEMENTS = ("Zoey is a knight", "Oliver is a knave", "Mia is a knave")
+SENTENCE = ", ".join(STATEMENTS)
+
+
+@pytest.mark.parametrize("form", [
+    *(f"{bullet} {{}}\n{bullet} {{}}\n{bullet}{{}}" for bullet in "-*+\u2022\u2013"), "**{}**\n**{}**\n**{}**",
+    "(a) {}\n(b) {}\n(c) {}", "(A) {} (B) {} (C) {}", "a) {}\nb) {}\nc) {}", "[1] {}\n[2] {}\n[3] {}",
+    "(i) {} (ii) {} (iii) {}", "- (1) {}\n- (2) {}\n- (3) {}", "{} & {} & {}", "{} | {} | {}", "{}; & {}; & {}",
+    r"\text{{{}}} \\ \text{{{}}} \\ \text{{{}}}", r"\boxed{{\text{{{}}}, \text{{{}}}, \text{{{}}}}}",
+    r"$\textbf{{{}}} \land {} \wedge {}$", r"\[ \text{{{}}}, \quad {}, \quad {} \]", r"\( {}, {}, {} \)",
+])  # fmt: skip
+def test_lists_and_latex_around_the_statements_are_read(form):
+    assert answered(form.format(*STATEMENTS)) == CORRECT
+    assert answered(form.format(*STATEMENTS[:2], "Mia is a knight")) == WRONG_RESULT
+    assert answered(form.format(*STATEMENTS) + "\nMia is a knight") == WRONG_RESULT
+    assert answered(form.format(*STATEMENTS[:2], "Mia is not a knight")) == UNPARSABLE
+
+
+@pytest.mark.parametrize("lead_in", [
+    "Therefore, ", "Therefore ", "THEREFORE: ", "So ", "So, ", "Thus: ", "Thus ", "Hence, ", "Hence: ", "And so, ",
+    "The solution is: ", "The solution is ", "The solution is:\n", "the final answer is: ", "So the answer is, ",
+    "Therefore, the solution is: ", "Solution: ", "Answer:\n", "**Final answer:** ", "- So ", "The solution is that ",
+    "The solution is as follows:\n",
+])  # fmt: skip
+def test_a_lead_in_is_no_part_of_a_name(lead_in):
+    assert answered(lead_in + SENTENCE) == answered(lead_in + RIGHT) == CORRECT
+    assert answered(lead_in + SENTENCE.replace("Mia is a knave", "Mia is a knight")) == WRONG_RESULT
+    assert answered(f"{lead_in}{SENTENCE}, so Mia is a knight") == WRONG_RESULT
+    assert answered(f"{lead_in}not {SENTENCE}") == WRONG_RESULT  # "not Zoey" is nobody
+
+
+def test_a_lead_in_may_stand_before_any_statement():
+    assert answered("Zoey is a knight, so Oliver is a knave; therefore, Mia is a knave.") == CORRECT
+
+
+@pytest.mark.parametrize("answer", [
+    f"The solution is not: {SENTENCE}", f"The solution is not that {SENTENCE}", f"The wrong solution is: {SENTENCE}",
+    f"The opposite is: {SENTENCE}", f"If {SENTENCE}", f"So if {SENTENCE}", f"So {SENTENCE}?", f"{SENTENCE} so not",
+    f"Suppose the solution is: {SENTENCE}", f"It is false that {SENTENCE}", f"{SENTENCE}. The solution is: not this",
+    "So is a knight, Oliver is a knave, Mia is a knave", "Zoey so is a knight, Oliver is a knave, Mia is a knave",
+    "Zoey is so a knight, Oliver is a knave, Mia is a knave", "- is a knight\n- is a knave\n- is a knave",
+    rf"\neg \text{{Zoey is a knight}}, {SENTENCE[18:]}", SENTENCE.replace("a knight", "a) knight"),
+    SENTENCE.replace(",", r" \lor"), rf"\text{{{SENTENCE}",
+    "Zoey is a - knight, Oliver is a knave, Mia is a knave", "Zoey - is a knight, Oliver is a knave, Mia is a knave",
+    f"~{SENTENCE}", f"!{SENTENCE}", f"`{SENTENCE}`", f'"{SENTENCE}"', f"{SENTENCE} {{", f"[{SENTENCE}]",
+])  # fmt: skip
+def test_what_may_deny_or_doubt_the_statements_or_is_not_in_the_grammar_is_not_right(answer):
+    assert answered(answer) in (UNPARSABLE, WRONG_RESULT)
+
+
+def test_a_name_may_begin_with_a_lead_in():
+    truth = {"names": ["So Yeon", "Hence", "The Solution", "Yeon"], "solution": [True, False, True, False]}
+    right = "So Yeon is a knight, Hence is a knave, The Solution is a knight, Yeon is a knave"
+    assert answered(right, truth) == CORRECT
+    assert answered(right.replace("So Yeon is a knight", "So Yeon is a knave"), truth) == WRONG_RESULT
+    assert answered(right.replace("So Yeon", "Yeon"), truth) == WRONG_RESULT
+
+
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
@@ -90,7 +148,11 @@ def test_the_longest_answer_is_read_and_one_character_more_is_not():
     assert score("kk_logic", completion.format(f"{RIGHT:{MAX_ANSWER_CHARS + 1}}"), TRUTH) == UNPARSABLE
 
 
-@pytest.mark.parametrize("part", ["Zoey is a knight ", "is ", "(1) ", "Zoey ", "((((", "\u0301", "-'"])
+HUGE = ["Zoey is a knight ", "is ", "(1) ", "Zoey ", "((((", "\u0301", "-'", "so ", "\\text{", "\\text{a}", "- ",
+        "- so", "the ", "the solution is ", ": "]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", HUGE)
 def test_a_huge_answer_is_scored_in_time(part):
     start = time.perf_counter()
     answered(part * (MAX_ANSWER_CHARS // len(part)))
@@ -162,7 +224,8 @@ def test_any_order_numbering_and_separators_are_right_and_any_flipped_role_is_wr
     assert answered(text([role ^ (i == flipped) for i, role in enumerate(roles)]), truth) == WRONG_RESULT
 
 
-PIECES = ["Zoey", "Mia", "is", "a", "knight", "knave", "not", "and", "(1)", "2.", ",", "\n", "?", "\u200b", "\ud800"]
+PIECES = ["so", "the solution is", ":", "-", r"\text{", "}", "&"]
+PIECES += ["Zoey", "Mia", "is", "a", "knight", "knave", "not", "and", "(1)", "2.", ",", "\n", "?", "\u200b", "\ud800"]
 
 
 @PROPERTY

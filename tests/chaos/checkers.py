@@ -89,20 +89,28 @@ def exact_value(node: ast.AST, used: list[int]) -> Fraction:
 # ---- Knights and Knaves: statements are cut out, and what is left over must mean nothing -----------------------------
 
 GAP = "[ \t\r\n]"
-STATEMENT = re.compile(rf"([^\W\d_][\w'\-]*(?:{GAP}+[^\W\d_][\w'\-]*)*?){GAP}+is(?:{GAP}+(?:a|the))?{GAP}+"
-                       r"(knight|knave)(?!\w)")  # fmt: skip
-LEFT_OVER = re.compile(rf"(?:{GAP}|[,;.]|\band\b|\([0-9]{{1,3}}\)|(?<!\w)[0-9]{{1,3}}[.):])*")
+WORD = r"[^\W\d_](?:[\w'\-]*\w)?"
+STATEMENT = re.compile(rf"({WORD}(?:{GAP}+{WORD})*?){GAP}+is(?:{GAP}+(?:a|the))?{GAP}+"
+                       r"(knight|knave)(?!['\-]*\w)")  # fmt: skip
+LEFT_OVER = re.compile(rf"(?:{GAP}|[,;.:&|$*+\u2022\u2013-]|\b(?:and|so|thus|hence|therefore)\b|\\[\\()\[\]]"
+                       r"|\((?:[0-9]{1,3}|[a-z]|[ivx]{2,4})\)|\[(?:[0-9]{1,3}|[a-z])\]"
+                       r"|(?<!\w)(?:[0-9]{1,3}[.):]|[a-z]\)))*")  # fmt: skip
+WRAPPED = re.compile(r"\\(?:boxed|mbox|mathrm|mathbf|textit|textbf|text)\s*\{([^{}]*)\}")
+NO_NAMES = ("and", "so", "thus", "hence", "therefore")
+ANNOUNCED = re.compile(r"(the\s+)?(final\s+)?(solution|answer)(\s*:|\s*\bis\b)(\s+as\s+follows\b|\s+that\b)?",
+                       re.ASCII | re.IGNORECASE)  # fmt: skip
 
 
 def kk_logic(answer: str, names: list[str], is_knight: list[bool]) -> bool:
     if len(answer) > MAX_KK_LOGIC_CHARS:
         return False
-    answer = answer.casefold()
+    answer = WRAPPED.sub(r" \1 ", WRAPPED.sub(r" \1 ", answer_without_announcement(answer)))
+    answer = re.sub(r"\\(?:land|wedge|quad)(?![A-Za-z])", " , ", answer).casefold()
     roles: dict[str, bool] = {}
     position = 0
     for statement in STATEMENT.finditer(answer):
         words = statement[1].split()
-        while words[0] == "and" and len(words) > 1:
+        while words[0] in NO_NAMES and len(words) > 1:
             del words[0]
         name = " ".join(words)
         if name in roles or not LEFT_OVER.fullmatch(answer, position, statement.start()):
@@ -111,6 +119,15 @@ def kk_logic(answer: str, names: list[str], is_knight: list[bool]) -> bool:
         position = statement.end()
     truth = {" ".join(name.casefold().split()): bool(role) for name, role in zip(names, is_knight, strict=True)}
     return roles == truth and LEFT_OVER.fullmatch(answer, position) is not None
+
+
+def answer_without_announcement(answer: str) -> str:
+    """What follows `So, the solution is` at the very beginning."""
+    rest = answer.lstrip("-* \t\r\n\f\v")
+    while (match := re.match(r"(?:and|so|thus|hence|therefore)[,:\s]+", rest, re.ASCII | re.IGNORECASE)) is not None:
+        rest = rest[match.end() :]
+    announced = ANNOUNCED.match(rest)
+    return rest[announced.end() :] if announced else answer
 
 
 # ---- The tree ------------------------------------------------------------------------------------------------------

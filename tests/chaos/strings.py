@@ -124,6 +124,7 @@ PIECES = [
     r"\text{ and }", r"\boxed{", r"\left(", r"\pi", r"\infty", r"\pm", r"\cdot", r"\times 10^{3}",
     r"\sum_{n=1}^{3}", r"\begin{pmatrix}", r"\\", r"^\circ", r"\%", r"\$", r"\def\x{\x\x}\x",
     r"\input{/etc/passwd}", "__import__('os')", "1e9", "e400", "0x", "lambda: 0", " not ", " is ", " is a ",
+    "Therefore, ", "So ", "the solution is: ", "- ", "(a) ", " & ",
     "knight", "knave", " and ", " or ", " if ", " is not a ", "(1)", "2. ", "Zoey", " cm", " million", "five",
     "True", "NaN", OPEN, CLOSE, "<answer", "</answer", "<think>", "</think>", "<|endoftext|>", f"{OPEN}1{CLOSE}",
 ]  # fmt: skip
