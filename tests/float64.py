@@ -2,7 +2,7 @@
 
 Models of transformers, and our code, compute some things in float32 whatever the weights are (norms, rotary
 embeddings, softmax, log-probabilities), by `.float()`, `.to(torch.float32)` or `dtype=torch.float32`. In here these
-words mean float64.
+words mean float64. A test whose point is a type that runs compute in is marked with `@as_in_a_run()`.
 """
 
 import contextlib
@@ -31,6 +31,18 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         with Float32MeansFloat64():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def as_in_a_run() -> Iterator[None]:
+    """Within `float64`: float32 means float32 again."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch._C.DisableTorchFunction():
             yield
     finally:
         torch.set_default_dtype(before)

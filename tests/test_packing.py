@@ -3,6 +3,7 @@
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from inference.hybrid_engine import Rollout
+from tests.float64 import CLOSE
 from tests.models import (
     CPU,
     EOS,
@@ -29,9 +31,14 @@ from utils import packing
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
 
+pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 FLAGS = {"clip_eps": 0.2, "kl_coef": 0.3, "entropy_coef": 0.2, "sft_coef": 0.5, "old_logprobs": "actor"}
-MODELS = {kind: tiny_model(kind, seed=1) for kind in (Qwen2ForCausalLM, LlamaForCausalLM)}
 SIZES = [(4, 3, [5, 1, 6, 2]), (2, 0, [1, 1, 3]), (6, 2, [2]), (3, 5, [4, 4])]  # as in models.random_groups
+
+
+@cache
+def model_of(kind):
+    return tiny_model(kind, seed=1)
 
 
 # ---- the plain computation ----
@@ -104,19 +111,19 @@ def test_scores_equal_those_of_plain_rows(kind, share_prefix, sizes, slack, seed
     groups = random_groups(sizes, seed)
     expected = {}
     with torch.no_grad():
-        for group, scores in zip(groups, plain_scores(MODELS[kind], groups, temperature=0.7), strict=True):
+        for group, scores in zip(groups, plain_scores(model_of(kind), groups, temperature=0.7), strict=True):
             for rollout, (logprobs, entropies) in zip(group, scores, strict=True):
                 ids = rollout.prompt.prompt_ids + rollout.prompt.hint_ids + rollout.response_ids
                 for n in range(1, len(ids)):
                     expected[tuple(ids[:n]), ids[n]] = logprobs[n - 1].item(), entropies[n - 1].item()
-        actor = scorer(MODELS[kind], temperature=0.7)
+        actor = scorer(model_of(kind), temperature=0.7)
         for micro_batch in pack(groups, random_advantages(groups), max(map(group_length, groups)) + slack, CPU,
                                 share_prefix):
             keys = [(context_of(micro_batch, state)[0], target)
                     for state, target in zip(micro_batch.predictors.tolist(), micro_batch.targets.tolist(),
                                              strict=True)]
             torch.testing.assert_close(torch.stack(actor(micro_batch), dim=1),
-                                       torch.tensor([expected[key] for key in keys]), atol=1e-5, rtol=0)
+                                       torch.tensor([expected[key] for key in keys]), **CLOSE)
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
@@ -126,7 +133,7 @@ def test_uft_loss_and_all_gradients_equal_those_of_plain_rows(share_prefix, size
     """Whatever the token budget and the order of the groups."""
     groups = random_groups(sizes, seed)
     advantages = random_advantages(groups, seed)
-    actor = MODELS[Qwen2ForCausalLM]
+    actor = model_of(Qwen2ForCausalLM)
     old, reference = with_noise(actor, 0.03, seed=2), with_noise(actor, 0.05, seed=3)
     with torch.no_grad():
         old_scores, ref_scores = plain_scores(old, groups), plain_scores(reference, groups)
@@ -137,14 +144,14 @@ def test_uft_loss_and_all_gradients_equal_those_of_plain_rows(share_prefix, size
                          max(map(group_length, groups)) + slack, CPU, share_prefix)
     actual = packed_loss(uft, micro_batches, scorer(actor), scorer(reference), scorer(old))
 
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gradients(actor, actual), gradients(actor, expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, expected, **CLOSE)
+    torch.testing.assert_close(gradients(actor, actual), gradients(actor, expected), **CLOSE)
 
 
 def test_without_hints_rft_and_uft_have_the_same_loss():
     groups = random_groups([(prompt, 0, responses) for prompt, _, responses in SIZES])
     micro_batches = pack(groups, random_advantages(groups), 40, CPU)
-    actor, old, reference = (scorer(with_noise(MODELS[Qwen2ForCausalLM], 0.03, seed)) for seed in (4, 5, 6))
+    actor, old, reference = (scorer(with_noise(model_of(Qwen2ForCausalLM), 0.03, seed)) for seed in (4, 5, 6))
     assert torch.equal(packed_loss(rft, micro_batches, actor, reference, old),
                        packed_loss(uft, micro_batches, actor, reference, old))
 
@@ -152,7 +159,7 @@ def test_without_hints_rft_and_uft_have_the_same_loss():
 @pytest.mark.parametrize("max_tokens", [14, 25, 200])
 def test_sft_is_the_mean_negative_log_likelihood_of_the_demonstrations(max_tokens):
     """An empty response: the demonstration is the hint, nothing else is scored."""
-    model = MODELS[Qwen2ForCausalLM]
+    model = model_of(Qwen2ForCausalLM)
     groups = [[Rollout(group[0].prompt, [], [], "stop")]
               for group in random_groups([(3, 5, [1]), (6, 8, [1]), (1, 1, [1]), (2, 7, [1]), (2, 2, [1])])]
     nll = [-logprob for [[logprobs, _]], [rollout] in zip(plain_scores(model, groups), groups, strict=True)
@@ -161,8 +168,8 @@ def test_sft_is_the_mean_negative_log_likelihood_of_the_demonstrations(max_token
     assert len(nll) == 5 + 8 + 1 + 7 + 2
     micro_batches = pack(groups, [[0.0]] * len(groups), max_tokens, CPU)
     actual = packed_loss(sft, micro_batches, scorer(model), None, None)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gradients(model, actual), gradients(model, expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, expected, **CLOSE)
+    torch.testing.assert_close(gradients(model, actual), gradients(model, expected), **CLOSE)
 
 
 # ---- every token, once, in its context ----
@@ -242,7 +249,7 @@ def test_packing_does_not_write_to_its_arguments():
         micro_batches = pack(groups, advantages, 40, CPU, share_prefix)
         pack_mini_batches(groups, advantages, 2, 40, CPU, share_prefix)
         tensors = [deepcopy(vars(micro_batch)) for micro_batch in micro_batches]
-        packed_loss(uft, micro_batches, *[scorer(MODELS[Qwen2ForCausalLM])] * 3)
+        packed_loss(uft, micro_batches, *[scorer(model_of(Qwen2ForCausalLM))] * 3)
         for micro_batch, old in zip(micro_batches, tensors, strict=True):
             assert all(value is old[name] or torch.equal(value, old[name]) for name, value in vars(micro_batch).items())
     assert (groups, advantages) == before
@@ -256,7 +263,7 @@ def losses_and_leaf(seed=0, hint_advantage=0.0, script=uft, **flags):
     groups = random_groups(SIZES)
     [micro_batch] = pack(groups, random_advantages(groups, seed), 300, CPU)
     micro_batch = replace(micro_batch, advantages=micro_batch.advantages + hint_advantage * micro_batch.hint_mask)
-    model = scorer(MODELS[Qwen2ForCausalLM])
+    model = scorer(model_of(Qwen2ForCausalLM))
     micro_batch = with_logprobs(micro_batch, model, model)
     noise = torch.randn(2, len(micro_batch.targets), generator=torch.Generator().manual_seed(0))
     leaf = (micro_batch.old_logprobs + 0.05 * noise).requires_grad_()  # few ratios are clipped
@@ -282,7 +289,7 @@ def test_response_tokens_get_no_sft_loss():
     [gradient] = torch.autograd.grad(losses["sft_loss"], leaf)
     num_hint_tokens = 3 + 2 + 5
     assert gradient[1].abs().max() == 0
-    torch.testing.assert_close(gradient[0], torch.where(micro_batch.hint_mask, -1 / num_hint_tokens, 0.0))
+    torch.testing.assert_close(gradient[0], torch.where(micro_batch.hint_mask, -1 / num_hint_tokens, 0.0), **CLOSE)
 
 
 def test_advantages_do_not_reach_hint_tokens():
@@ -298,7 +305,7 @@ def test_advantages_do_not_reach_hint_tokens():
 def test_coefficients_weigh_the_losses():
     losses, *_ = losses_and_leaf()
     expected = losses["pg_loss"] + 0.3 * losses["kl_loss"] - 0.2 * losses["entropy"] + 0.5 * losses["sft_loss"]
-    torch.testing.assert_close(losses["loss"], expected)
+    torch.testing.assert_close(losses["loss"], expected, **CLOSE)
 
 
 def test_scripts_share_their_losses_up_to_the_sft_term():
@@ -321,7 +328,7 @@ def test_the_gradient_without_old_logprobs_is_that_of_the_policy_gradient(script
     losses = losses_of_script(script, micro_batch, lambda _: (leaf[0], leaf[1]), None, num_updates=1,
                               num_response_tokens=10, num_hint_tokens=10, **FLAGS)
     [gradient] = torch.autograd.grad(losses["pg_loss"], leaf)
-    torch.testing.assert_close(gradient[0], -micro_batch.advantages / 10)
+    torch.testing.assert_close(gradient[0], -micro_batch.advantages / 10, **CLOSE)
     assert losses["kl_loss"] == 0
 
 
@@ -329,7 +336,7 @@ def test_the_gradient_without_old_logprobs_is_that_of_the_policy_gradient(script
 
 
 def test_a_filler_adds_exactly_nothing_but_is_attached():
-    actor, other = MODELS[Qwen2ForCausalLM], scorer(MODELS[LlamaForCausalLM])
+    actor, other = model_of(Qwen2ForCausalLM), scorer(model_of(LlamaForCausalLM))
     for script in (rft, uft, sft):
         loss = packed_loss(script, [filler(CPU)], scorer(actor), other, other)
         assert loss.requires_grad and loss.item() == 0.0
@@ -369,7 +376,7 @@ def test_every_rank_gets_as_many_micro_batches(monkeypatch):
 def test_old_and_reference_logprobs_are_kept_apart_and_without_a_graph():
     groups = random_groups(SIZES)
     [micro_batch] = pack(groups, random_advantages(groups), 300, CPU)
-    actor, reference = scorer(MODELS[Qwen2ForCausalLM]), scorer(MODELS[LlamaForCausalLM])
+    actor, reference = scorer(model_of(Qwen2ForCausalLM)), scorer(model_of(LlamaForCausalLM))
     both = with_logprobs(micro_batch, actor, reference)
     assert torch.equal(both.old_logprobs, actor(micro_batch)[0])
     assert torch.equal(both.ref_logprobs, reference(micro_batch)[0])
