@@ -87,7 +87,7 @@ BAD_FLAGS = [
     ({"total_steps": "many"}, "--total_steps"),
     ({"lr": -1}, "flag --lr -1.0: must be greater than 0"),
     ({"lr": "nan"}, "flag --lr nan: must be greater than 0"),
-    ({"lr": "inf"}, "flag --lr inf: must be greater than 0, and finite"),
+    ({"lr": "inf"}, "flag --lr inf: must be greater than 0, and at most 1e+09"),
     ({"total_steps": 0}, "flag --total_steps 0: must be greater than 0"),
     ({"eval_every": 0}, "flag --eval_every 0: must be greater than 0"),
     ({"save_every": -2}, "flag --save_every -2: must be greater than 0"),
@@ -104,10 +104,12 @@ BAD_FLAGS = [
     ({"weight_decay": -1}, "flag --weight_decay -1.0: must not be negative"),
     ({"seed": -1}, "flag --seed -1: must not be negative"),
     ({"kv_cache_gb": 0}, "flag --kv_cache_gb 0.0: must be greater than 0"),
+    ({"kv_cache_gb": 1e300}, "flag --kv_cache_gb 1e+300: must be greater than 0, and at most 1e+09"),
+    ({"max_engine_ratio": 1.1}, "flag --max_engine_ratio 1.1: must be at least 1 + --clip_eps = 1.2"),
     ({"max_skipped_updates": 0}, "flag --max_skipped_updates 0: must be greater than 0"),
     ({"dry_run": "maybe"}, "invalid choice 'maybe' for argument '--dry_run'"),
     ({"tracker": "magic"}, "invalid choice 'magic' for argument '--tracker'"),
-    ({"timeout_minutes": 0}, "flag --timeout_minutes 0.0: must be greater than 0"),
+    ({"timeout_minutes": 1e-9}, "flag --timeout_minutes 1e-09: must be at least 0.1"),
     ({"beta2": 1.2}, "flag --beta2 1.2: must"),
     ({"beta1": 1}, "flag --beta1 1.0: must"),  # AdamW divides by 1 - beta
     ({"group_size": 1}, "flag --group_size 1: must be at least 2"),
@@ -313,7 +315,8 @@ def test_one_long_prompt_is_an_error_or_left_out_by_request(call, flags, countdo
     expect(call("uft", flags), f"flag --max_prompt_length 64: 1 of {number} {split} prompts are longer")
     status, plan, _ = call("uft", flags | {"skip_long_prompts": True, "check": True})
     assert status == 0
-    assert f"{'training' if split == 'train' else 'test'} problems {number - 1} (" in plan
+    [line] = re.findall(f"{'training' if split == 'train' else 'test'} problems {number - 1} \\(.*?\\)", plan)
+    assert "1 left out: longer than --max_prompt_length" in line
 
 
 # ----- --model -----

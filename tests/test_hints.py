@@ -108,7 +108,7 @@ def test_as_many_slices_are_shown_as_fit(text, hint, room):
 
 def test_a_prompt_that_is_too_long_is_an_error_that_names_the_flags():
     problems = [make_problem(0, "12345"), make_problem(1, "1234567"), make_problem(2, "123")]
-    assert check_prompt_lengths(problems, TOKENIZER, 7, False, "test", skip=False) == problems
+    assert check_prompt_lengths(problems, TOKENIZER, 7, False, "test", skip=False) == (problems, 0)
     with pytest.raises(BadInput) as error:
         check_prompt_lengths(problems, TOKENIZER, 4, False, "test", skip=False)
     for part in ("--max_prompt_length 4", "2 of 3 test prompts", "7 tokens", "--skip_long_prompts"):
@@ -117,7 +117,7 @@ def test_a_prompt_that_is_too_long_is_an_error_that_names_the_flags():
 
 def test_skipping_keeps_the_others_in_their_order():
     problems = [make_problem(0, "12345"), make_problem(1, "1234567"), make_problem(2, "123")]
-    assert check_prompt_lengths(problems, TOKENIZER, 5, False, "train", skip=True) == [problems[0], problems[2]]
+    assert check_prompt_lengths(problems, TOKENIZER, 5, False, "train", skip=True) == ([problems[0], problems[2]], 1)
 
 
 def test_skipping_all_is_an_error():
@@ -179,7 +179,7 @@ def test_the_bos_counts_as_a_token_of_the_prompt():
     tokenizer = byte_tokenizer("<think> we")
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     problems = [make_problem(prompt="abc", demonstration="xyz")]
-    assert check_prompt_lengths(problems, tokenizer, 4, True, "train", skip=False) == problems
+    assert check_prompt_lengths(problems, tokenizer, 4, True, "train", skip=False) == (problems, 0)
     assert check_demonstration_lengths(problems, tokenizer, 8, True) == (problems, 0)
     for check, limit in ((check_prompt_lengths, 3), (check_demonstration_lengths, 7)):
         assert check(problems, tokenizer, limit, False, *(("train", False) if limit == 3 else ()))

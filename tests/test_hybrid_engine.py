@@ -94,9 +94,9 @@ def groups_sampled_from(model, offset: float = 0.0):
 def test_mismatch_is_the_mean_and_the_maximum_over_a_few_sampled_tokens():
     model = tiny_model()
     actor = scorer(model)
-    numbers = engine_mismatch(groups_sampled_from(model), actor, CPU, limit=1e-4)
+    numbers = engine_mismatch(groups_sampled_from(model), actor, CPU, limit=1e-4, max_tokens=99)
     assert 0 < numbers["logprob_mismatch"] <= numbers["logprob_mismatch_max"] < 1e-5
-    numbers = engine_mismatch(groups_sampled_from(model, offset=-0.3), actor, CPU, limit=0.2)
+    numbers = engine_mismatch(groups_sampled_from(model, offset=-0.3), actor, CPU, limit=0.2, max_tokens=99)
     assert numbers["logprob_mismatch_max"] == pytest.approx(0.3, abs=1e-5)
     assert numbers["logprob_mismatch"] == pytest.approx(0.3 * 4 / (4 + 6 + 5), abs=1e-5)  # first responses
 
@@ -109,15 +109,29 @@ def test_only_a_few_tokens_are_scored(monkeypatch):
         seen.append(int(micro_batch.response_mask.sum()))
         return scorer(model).logprobs(micro_batch)
 
-    engine_mismatch(groups_sampled_from(model), SimpleNamespace(logprobs=logprobs), CPU, limit=1.0)
+    engine_mismatch(groups_sampled_from(model), SimpleNamespace(logprobs=logprobs), CPU, limit=1.0, max_tokens=99)
     assert seen == [10]  # 4 are too few, 4 + 6 enough
+
+
+@pytest.mark.parametrize(("max_tokens", "num_scored"), [(1, 4), (21, 4), (22, 10), (41, 10), (42, 15)])
+def test_prompts_and_padding_of_the_scored_tokens_stay_within_a_micro_batch(max_tokens, num_scored):
+    """First responses of 9, 11 and 14 tokens with their prompts, 4, 6 and 5 without."""
+    model, shapes = tiny_model(), []
+
+    def logprobs(micro_batch):
+        shapes.append((int(micro_batch.response_mask.sum()), micro_batch.input_ids.numel()))
+        return scorer(model).logprobs(micro_batch)
+
+    engine_mismatch(groups_sampled_from(model), SimpleNamespace(logprobs=logprobs), CPU, 1.0, max_tokens)
+    [(num_responses, num_tokens)] = shapes
+    assert num_responses == num_scored and num_tokens <= max(max_tokens, 9)
 
 
 @pytest.mark.parametrize("offset", [0.3, -0.3, math.nan, math.inf])
 def test_the_run_stops_over_the_limit_and_says_what_to_look_at(offset):
     model = tiny_model()
     with pytest.raises(RunStopped, match=r"over --max_logprob_mismatch 0.05.*stale weights.*temperature"):
-        engine_mismatch(groups_sampled_from(model, offset), scorer(model), CPU, limit=0.05)
+        engine_mismatch(groups_sampled_from(model, offset), scorer(model), CPU, limit=0.05, max_tokens=99)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ one data set is the number that training logs.
 Prints the first prompt of every model and data set, and at the end the table. Writes, after each of these pairs:
 
 results.json      {"args", "results", "runs"}: the results of the first pair, and those of all as a list of {"model",
-                  "data", "results"}. Results have for each data_source: n (problems), accuracy, its 95 % interval
-                  accuracy_low to accuracy_high, format, reward, response_tokens, truncated, and how often the
-                  verifier gave each reason. With --num_samples n, accuracy is mean@n (the mean over problems and
-                  samples), and there are pass@k, pass@k_low, pass@k_high for k = 1, 2, 4, .. and n.
+                  "data", "left_out" (problems with long prompts), "results"}. Results have for each data_source: n
+                  (problems), accuracy, its 95 % interval accuracy_low to accuracy_high, format, reward,
+                  response_tokens, truncated, and how often the verifier gave each reason. With --num_samples n,
+                  accuracy is mean@n (the mean over problems and samples), and there are pass@k, pass@k_low,
+                  pass@k_high for k = 1, 2, 4, .. and n.
 responses.jsonl   every response with its model, data, prompt and verdict.
 """
 
@@ -69,8 +70,9 @@ def main(args: Args) -> None:
         )
         for model in args.model for data in args.data
     }  # fmt: skip
-    check_numbers(args, positive=("temperature", "kv_cache_gb", "timeout_minutes", "engine_memory_fraction"),
-                  not_negative=("seed", "num_samples"), fractions=("engine_memory_fraction",))
+    check_numbers(args, positive=("temperature", "kv_cache_gb", "engine_memory_fraction"),
+                  not_negative=("seed", "num_samples"), fractions=("engine_memory_fraction",),
+                  minutes=("timeout_minutes",))
     check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
     if args.check:
         sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"
@@ -92,7 +94,7 @@ def main(args: Args) -> None:
         for (model, data), inputs in all_inputs.items():
             first = inputs.test_problems[0]
             prompt, num_tokens = printable_prompt(first, inputs.tokenizer, args.bos)
-            print(f"{model} on {data}: first prompt, {num_tokens} tokens: {prompt}", flush=True)
+            print(f"{model} on {data}: {inputs.notes}; first prompt, {num_tokens} tokens: {prompt}", flush=True)
             if warning := tokenizer_mismatch(first.prompt, inputs.tokenizer):
                 print(f"warning: {warning}", flush=True)
 
@@ -115,7 +117,8 @@ def main(args: Args) -> None:
                 continue
             results = {data_source: results_of(part, args.num_samples)
                        for data_source, part in by_data_source(responses).items()}
-            runs.append({"model": name, "data": data, "results": results})
+            left_out = all_inputs[name, data].left_out["test"]
+            runs.append({"model": name, "data": data, "left_out": left_out, "results": results})
             with (output_dir / "responses.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps({"model": name, "data": data} | asdict(one), ensure_ascii=False) + "\n"
                                 for one in responses)

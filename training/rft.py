@@ -110,11 +110,13 @@ def main(args: Args) -> None:
     require(args.group_size > 1, "--group_size", args.group_size, "must be at least 2: rewards of a group are compared")
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "temperature", "clip_eps", "lr", "max_grad_norm",
-                        "kv_cache_gb", "timeout_minutes", "max_logprob_mismatch", "max_engine_ratio",
+                        "kv_cache_gb", "max_logprob_mismatch", "max_engine_ratio",
                         "engine_memory_fraction", "max_skipped_updates"),
         not_negative=("seed", "keep_last", "keep_every", "resume_step", "kl_coef", "entropy_coef", "weight_decay"),
-        below_one=("beta1", "beta2"), fractions=("engine_memory_fraction",),
+        below_one=("beta1", "beta2"), fractions=("engine_memory_fraction",), minutes=("timeout_minutes",),
     )
+    require(args.max_engine_ratio >= 1 + args.clip_eps, "--max_engine_ratio", args.max_engine_ratio,
+            f"must be at least 1 + --clip_eps = {1 + args.clip_eps:g}: a token with a larger ratio has no gradient")
     check_output_dir(args.output_dir, args.resume, args.overwrite)
     run = checkpoint.describe_run(vars(args), inputs.problems, inputs.test_problems)
     start, changes = checkpoint.find(args.output_dir, args.resume, args.resume_step, args.total_steps, run,
@@ -155,7 +157,7 @@ def main(args: Args) -> None:
         checkpoint.load(args.output_dir, start, actor)
     logger = Logger(args.output_dir, args, distributed.is_main(), args.total_steps, start if args.resume else None)
 
-    logger.print(f"engine {inputs.engine} ({inputs.engine_reason})")
+    logger.print(inputs.notes)
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 
@@ -199,7 +201,7 @@ def main(args: Args) -> None:
         watch.lap("reward")
 
         # 4. batch
-        mismatch = engine_mismatch(groups, actor, device, args.max_logprob_mismatch)
+        mismatch = engine_mismatch(groups, actor, device, args.max_logprob_mismatch, args.max_tokens_per_micro_batch)
         old_scorer = actor if args.old_logprobs == "actor" and num_updates > 1 else None
         mini_batches = [
             [with_logprobs(micro_batch, old_scorer, reference) for micro_batch in mini_batch]

@@ -111,9 +111,9 @@ def main(args: Args) -> None:
     )
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
-                        "timeout_minutes", "engine_memory_fraction", "max_skipped_updates"),
+                        "engine_memory_fraction", "max_skipped_updates"),
         not_negative=("seed", "keep_last", "keep_every", "resume_step", "weight_decay"), below_one=("beta1", "beta2"),
-        fractions=("warmup", "engine_memory_fraction"),
+        fractions=("warmup", "engine_memory_fraction"), minutes=("timeout_minutes",),
     )
     check_output_dir(args.output_dir, args.resume, args.overwrite)
     run = checkpoint.describe_run(vars(args), inputs.problems, inputs.test_problems)
@@ -153,7 +153,7 @@ def main(args: Args) -> None:
     if num_long:
         logger.print(f"{num_long} demonstrations are longer than --max_length {args.max_length} and left out")
 
-    logger.print(f"engine {inputs.engine} ({inputs.engine_reason})")
+    logger.print(inputs.notes)
     if changes:
         logger.print("resumed with --allow_changes: " + "; ".join(changes))
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from utils import heartbeat
 
+LARGEST = 1e9  # no flag means more, and products of what is larger overflow
 LOCK = ".lock"  # file in an output folder that a run holds locked
 
 
@@ -96,14 +97,16 @@ def check_numbers(
     not_negative: Sequence[str] = (),
     fractions: Sequence[str] = (),
     below_one: Sequence[str] = (),
+    minutes: Sequence[str] = (),
 ) -> None:
     """Raises BadInput for the first named field of `settings` that is out of its range: above 0, at least 0, within
-    [0, 1], or within [0, 1). Infinities and not-a-number are out of every range."""
+    [0, 1], within [0, 1), or long enough to wait for. Not-a-number is out of every range, as are infinities."""
     ranges: list[tuple[Sequence[str], Callable[[float], bool], str]] = [
-        (positive, lambda value: 0 < value < math.inf, "must be greater than 0, and finite"),
+        (positive, lambda value: 0 < value <= LARGEST, f"must be greater than 0, and at most {LARGEST:g}"),
         (not_negative, lambda value: 0 <= value < math.inf, "must not be negative, and finite"),
         (fractions, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
         (below_one, lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
+        (minutes, lambda value: 0.1 <= value <= LARGEST, f"must be at least 0.1, and at most {LARGEST:g}"),
     ]
     for names, holds, rule in ranges:
         for name in names:

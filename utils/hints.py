@@ -98,8 +98,8 @@ def check_demonstration_lengths(
 def check_prompt_lengths(
     problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, split: str,
     skip: bool,
-) -> list[Problem]:  # fmt: skip
-    """The problems whose prompt fits into `max_prompt_length` tokens.
+) -> tuple[list[Problem], int]:  # fmt: skip
+    """The problems whose prompt fits into `max_prompt_length` tokens, and how many do not.
 
     Raises:
         BadInput: one does not fit and `skip` is not set, or none is left.
@@ -116,4 +116,4 @@ def check_prompt_lengths(
         )
     if not fitting:
         raise BadInput(f"flag --max_prompt_length {max_prompt_length}: no {split} prompt is as short as that")
-    return fitting
+    return fitting, num_long

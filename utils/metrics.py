@@ -62,20 +62,24 @@ GUARD_TOKENS = 256  # of each process, scored at each step to compare the engine
 
 
 def engine_mismatch(
-    groups: Sequence[Sequence[Rollout]], actor: Scorer, device: torch.device, limit: float
+    groups: Sequence[Sequence[Rollout]], actor: Scorer, device: torch.device, limit: float, max_tokens: int
 ) -> dict[str, float]:
     """How far the engine's log-probabilities of a few sampled tokens are from the actor's, over all ranks: the mean and
-    the maximum of |engine - actor| in nats. Every rank calls this together, before the weights change.
+    the maximum of |engine - actor| in nats. Every rank calls this together, before the weights change. The tokens are
+    scored in one forward pass over at most `max_tokens`, prompts and padding included.
 
     Raises:
         RunStopped: the mean is over `limit`, or not a number.
     """
     few: list[Rollout] = []
-    for group in groups:
-        if not few or sum(len(rollout.response_ids) for rollout in few) < GUARD_TOKENS:
-            few.append(group[0])
-    length = sum(len(one.prompt.prompt_ids) + len(one.prompt.hint_ids) + len(one.response_ids) for one in few)
-    [micro_batch] = pack([[one] for one in few], [[0.0]] * len(few), length * len(few), device)
+    longest = 0
+    for first, *_ in groups:
+        longest = max(longest, sum(map(len, (first.prompt.prompt_ids, first.prompt.hint_ids, first.response_ids))))
+        if few and (longest * (len(few) + 1) > max_tokens
+                    or sum(len(rollout.response_ids) for rollout in few) >= GUARD_TOKENS):
+            break
+        few.append(first)
+    [micro_batch] = pack([[one] for one in few], [[0.0]] * len(few), longest * len(few), device)
     mask = micro_batch.response_mask
     differences = (actor.logprobs(micro_batch) - micro_batch.engine_logprobs)[mask].abs().double()
     totals = distributed.sums({"sum": differences.sum().item(), "tokens": float(mask.sum())})

@@ -26,7 +26,8 @@ from utils.zero import resolve_dtype
 class Inputs:
     """Checked inputs of a run. `tokenizer` is None only under --check, for a model that cannot be reached from here;
     `shape` is None for such a model where nothing is known about it, and for one of another family. `engine` is what
-    --engine stands for here, `engine_reason` why; `bos` is the flag."""
+    --engine stands for here, `engine_reason` why; `bos` is the flag; `left_out` counts for each split the problems that
+    --skip_long_prompts left out."""
 
     tokenizer: PreTrainedTokenizerBase | None
     problems: list[Problem]
@@ -35,6 +36,15 @@ class Inputs:
     engine: EngineName
     engine_reason: str
     bos: bool
+    left_out: dict[str, int]
+
+    @property
+    def notes(self) -> str:
+        """What a run says at its start about its inputs, in one line."""
+        lengths = {"train": len(self.problems), "test": len(self.test_problems)}
+        return "; ".join([f"engine {self.engine} ({self.engine_reason})", *(
+            f"{count} of {count + lengths[split]} {split} problems left out: longer than --max_prompt_length"
+            for split, count in self.left_out.items() if count)])
 
 
 def load_inputs(
@@ -82,10 +92,12 @@ def load_inputs(
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
                 f"is more than the {len(loaded['test'])} test problems of --data {data}")
         loaded["test"] = loaded["test"][: eval_problems or None]
+    left_out = {}
     if tokenizer is not None:
-        loaded = {split: check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split, skip_long_prompts)
-                  for split, problems in loaded.items()}
-    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, bos)
+        for split, problems in loaded.items():
+            loaded[split], left_out[split] = check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split,
+                                                                  skip_long_prompts)
+    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, bos, left_out)
 
 
 def attention_window(config: PretrainedConfig) -> float:
@@ -175,8 +187,10 @@ def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:
     facts = facts | {
         "engine": f"{inputs.engine} ({inputs.engine_reason})",
         "processes": world_size(),
-        "training problems": f"{len(inputs.problems)} (fingerprint {fingerprint(inputs.problems)})",
-        "test problems": f"{len(inputs.test_problems)} (fingerprint {fingerprint(inputs.test_problems)})",
+        **{name: f"{len(problems)} (fingerprint {fingerprint(problems)}"
+                 f"{f'; {count} left out: longer than --max_prompt_length' if count else ''})"
+           for name, problems, count in (("training problems", inputs.problems, inputs.left_out.get("train", 0)),
+                                         ("test problems", inputs.test_problems, inputs.left_out.get("test", 0)))},
         "first prompt": prompt,
         "first solution": repr(list(first.solution)),
         "first prompt, tokens": num_tokens,
