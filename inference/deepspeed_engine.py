@@ -89,14 +89,15 @@ class DeepSpeedEngine:
         ids = torch.tensor([[self.pad_id] * (width - len(prefix)) + prefix for prefix in prefixes], device=self.device)
         mask = torch.tensor([[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes],
                             device=self.device)
-        was_training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         sampling = SamplingConfig(max_response_length, temperature, n_samples_per_prompt=group_size)
         with neutral_generation_config(self.model, self.pad_id):
             output = self.rollout.generate(RolloutRequest(ids, mask), sampling).input_ids  # (P * G, width + tokens)
         mask = torch.cat([mask.repeat_interleave(group_size, dim=0), torch.ones_like(output[:, width:])], dim=1)
         logprobs = self._score(output, mask, width, temperature or 1.0).tolist()
-        self.model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
         is_end = torch.isin(output[:, width:], self.eos_ids)
         ended = is_end.any(dim=1).tolist()
         lengths = [end + 1 if stop else max_response_length

@@ -22,6 +22,7 @@ from tests.launching import start, succeed, training_lines
 from tests.models import EOS, byte_tokenizer, random_prompts, scorer, tiny_model
 from utils.checks import BadInput
 from utils.data import load_problems
+from utils.zero import checkpoint_layers
 
 PENALTIES = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_p": 0.9, "min_new_tokens": 9,
              "suppress_tokens": [2, 3, 4], "bad_words_ids": [[5]], "max_length": 4}  # fmt: skip
@@ -106,6 +107,15 @@ def test_no_engine_samples_by_the_models_own_generation_config():
     assert model.generation_config is own
     theirs = model.generate(torch.tensor([prompts[0].prompt_ids + prompts[0].hint_ids]), max_new_tokens=12)
     assert theirs[0, 6:].tolist() != plain[0]  # else the config would show nothing
+
+
+def test_generating_leaves_checkpointed_layers_as_they_were():
+    model = tiny_model()
+    checkpoint_layers(model)
+    before = [module.training for module in model.modules()]
+    assert sum(before) == 2
+    engines(model)[0].generate(random_prompts([(4, 2)]), 1, 3, temperature=1)
+    assert [module.training for module in model.modules()] == before
 
 
 # ----- what is saved -----

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     CohereForCausalLM,
     Gemma2ForCausalLM,
@@ -11,6 +12,7 @@ from transformers import (
     LlamaForCausalLM,
     PhiForCausalLM,
     Qwen2ForCausalLM,
+    modeling_utils,
 )
 
 from tests.float64 import CLOSE
@@ -18,6 +20,7 @@ from tests.models import VOCABULARY, scorer, tiny_model
 from utils import policy
 from utils.checks import RunStopped
 from utils.policy import ChunkedHead, Logits, Policy, ScoreStates, chunk_of_logits, chunk_size
+from utils.zero import checkpoint_layers
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 LENGTH = 11
@@ -145,3 +148,14 @@ def test_a_model_whose_logits_are_not_ours_stops_the_run(monkeypatch):
     monkeypatch.setattr(Logits, "of", lambda config: Logits())
     with pytest.raises(RunStopped, match="other log-probabilities than the model .* differ by"):
         scorer(model)
+
+
+def test_checkpointing_layers_changes_nothing_not_even_where_the_model_has_dropout(monkeypatch):
+    model = tiny_model(PhiForCausalLM, attention_dropout=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    expected = scores_and_gradients(model)
+    calls = []
+    monkeypatch.setattr(modeling_utils, "checkpoint",
+                        lambda *given, **how: calls.append(1) or checkpoint(*given, **how))
+    checkpoint_layers(model)
+    torch.testing.assert_close(scores_and_gradients(model), expected, **CLOSE)
+    assert len(calls) == 2

@@ -14,6 +14,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from inference.hybrid_engine import load_generation_config
 from utils import distributed, heartbeat
@@ -57,6 +58,15 @@ def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, 
         "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
         "steps_per_print": 2**31,
     }
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """From here on the activations of layers are recomputed in the backward pass. Transformers does so for layers in
+    training mode; all within stays as it is, for in that mode a model may drop out what the engine does not."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 @contextlib.contextmanager
@@ -161,8 +171,7 @@ class Actor(Scorer):
                  max_grad_norm: float, temperature: float, zero_stage: int, offload: bool,
                  gradient_checkpointing: bool):
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()  # transformers checkpoints in training mode only
+            checkpoint_layers(model)
         heartbeat.progress()
         policy = Policy(model)
         self.zero_stage = zero_stage
