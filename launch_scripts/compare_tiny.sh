@@ -9,21 +9,25 @@
 # A run that is complete is not run again, one that was cut goes on from its last checkpoint. JOBS (default 2) runs go side by
 # side, each one process with one thread. TASKS (default "countdown tree4 tree6 tree3 tree5 tree8") selects.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 export RUN="${RUN:-runs/compare_tiny}" OMP_NUM_THREADS=1
+unset BASH_ENV GREP_OPTIONS  # the shells that train start would read the first, which may put another deepspeed on PATH
 seeds="${SEEDS:-0 1 2}"
 tasks="${TASKS:-countdown tree4 tree6 tree3 tree5 tree8}"
 
-declare -A walks=([3]="32 32" [4]="128 128" [5]="512 256" [6]="3072 256" [8]="8192 256")  # train and test problems by depth
 prepare() { # task
-    local folder="$RUN/$1" depth="${1#tree}"
+    local folder="$RUN/$1" depth="${1#tree}" train test
     if [[ "$1" == countdown && ! -f "$folder/data/test.parquet" ]]; then
         python -m utils.tasks.countdown --output_dir "$folder/data" --train_problems 6000 --test_problems 1024 \
             --min_numbers 3 --max_numbers 3 --max_number 25 --min_target 10 --max_target 60 --operators "+-*" \
             --max_pattern_share 0.15
     elif [[ ! -f "$folder/data/test.parquet" ]]; then
-        read -r train test <<<"${walks[$depth]}"
+        case "$depth" in # train and test problems
+            3) train=32 test=32 ;; 4) train=128 test=128 ;; 5) train=512 test=256 ;;
+            6) train=3072 test=256 ;; 8) train=8192 test=256 ;;
+            *) echo "TASKS: $1 is not countdown or tree3, tree4, tree5, tree6, tree8" >&2; return 2 ;;
+        esac
         python -m utils.tasks.tree --output_dir "$folder/data" --depth "$depth" --branching 4 \
             --train_problems "$train" --test_problems "$test"
     fi

@@ -8,13 +8,13 @@
 #           MODEL=runs/uft_qwen3b_seed0/checkpoints/step_500/hf evaluates a checkpoint. MODEL and DATA may name several,
 #           with spaces between: DATA="countdown math kk_logic".
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 
 read -ra models <<<"${MODEL:-Qwen/Qwen2.5-3B}"
 read -ra data <<<"${DATA:-countdown}"
 
-deepspeed --num_gpus "${GPUS:-1}" training/eval.py \
+deepspeed --quiet --num_gpus "${GPUS:-1}" training/eval.py \
     --model "${models[@]}" \
     --data "${data[@]}" \
     --output_dir "${OUTPUT_DIR:-runs/eval_qwen3b}" \

@@ -5,7 +5,7 @@
 # How:      bash launch_scripts/quickstart.sh            # any flag of training/uft.py may follow, e.g. --seed 1
 # A second call reuses environment, data and base model and trains anew. Everything lands in runs/quickstart (or $RUN).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 run="${RUN:-runs/quickstart}"
 started=$SECONDS
@@ -20,7 +20,11 @@ if [[ ! -f "$run/base/config.json" ]]; then
 fi
 
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
-deepspeed --num_gpus "$((gpus == 1 ? 1 : 2))" training/uft.py \
+devices=(--num_gpus "$((gpus == 1 ? 1 : 2))")
+if ((gpus > 0)) && [[ "${CUDA_VISIBLE_DEVICES:-}" =~ ^[0-9]+(,[0-9]+)? ]]; then
+    devices=(--include "localhost:${BASH_REMATCH[0]}") # --num_gpus takes the machine's first ones, whatever is visible
+fi
+deepspeed --quiet "${devices[@]}" training/uft.py \
     --model "$run/base" \
     --data "$run/data" \
     --output_dir "$run/uft" \

@@ -9,16 +9,24 @@
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then
     # Sourced: the work is a process of its own, so that an error cannot leave options set in, or close, the caller's shell.
-    bash "${BASH_SOURCE[0]}" "$1" || return 1
-    VIRTUAL_ENV="${VENV:-${VIRTUAL_ENV:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv}}"
-    VIRTUAL_ENV="$(cd "$VIRTUAL_ENV" && pwd)"
+    bash "${BASH_SOURCE[0]}" "${1:-auto}" || return 1
+    VIRTUAL_ENV="${VENV:-${VIRTUAL_ENV:-$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv}}"
+    VIRTUAL_ENV="$(CDPATH="" cd "$VIRTUAL_ENV" && pwd)"
     export VIRTUAL_ENV PATH="$VIRTUAL_ENV/bin:$PATH"
+    unset PYTHONHOME PYTHONSAFEPATH  # of another Python; and `python -m utils...` is found in the folder it is called in
     export TOKENIZERS_PARALLELISM=false  # its threads and our worker processes would fight, with a warning each time
+    # With PyTorch's CPU build DeepSpeed has no GPU to look for, which each process would warn of. With a CUDA build that
+    # finds no GPU the warning is news.
+    if [[ -z "${DS_ACCELERATOR:-}" ]] && "$VIRTUAL_ENV/bin/python" -c \
+        'import importlib.metadata as m, sys; sys.exit(not m.version("torch").endswith("+cpu"))' 2>/dev/null; then
+        export DS_ACCELERATOR=cpu
+    fi
     return 0
 fi
 
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX  # would break the environment's Python, or install elsewhere
+root="$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${VENV:-${VIRTUAL_ENV:-$root/.venv}}"
 requirements="${1:-auto}"
 [[ "$requirements" != auto ]] || requirements="$(nvidia-smi >/dev/null 2>&1 && echo requirements.txt || echo requirements-cpu.txt)"
@@ -26,7 +34,7 @@ requirements="${1:-auto}"
 
 say() { echo "[setup] $*"; }
 fail() { echo "[setup] error: $*" >&2; exit 1; }
-is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+is_new_enough() { "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
 [[ -f "$requirements" ]] || fail "requirements file '$requirements' not found; use: source launch_scripts/setup.sh requirements-cpu.txt"
 command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler: '${CXX:-c++}' is not on PATH, and DeepSpeed compiles with it." \
@@ -35,7 +43,9 @@ command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler: '${CXX:-c++}' is n
 # The file itself and those it includes (-r other.txt) have a stamp each in the environment: the checksum of what was installed.
 files=("$requirements")
 for ((i = 0; i < ${#files[@]}; i++)); do # the list grows as it is read
-    while read -r _ included; do files+=("$(dirname "$requirements")/$included"); done < <(grep '^-r ' "${files[i]}" || true)
+    while read -r flag included || [[ -n "$flag" ]]; do
+        [[ "$flag" != -r ]] || files+=("$(dirname "$requirements")/$included")
+    done <"${files[i]}"
 done
 stamp() { echo "$venv/.installed-$(basename "$1")"; }
 is_installed() { [[ -f "$(stamp "$1")" && "$(<"$(stamp "$1")")" == "$(cksum <"$1")" ]]; }
@@ -45,22 +55,25 @@ for file in "${files[@]}"; do is_installed "$file" || stale=yes; done
 
 if [[ ! -x "$venv/bin/python" ]]; then
     python=""
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    candidates=(python3.11 python3.12 python3.13 python3)
+    [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if is_new_enough "$candidate"; then python="$candidate"; break; fi
     done
-    [[ -n "$python" ]] || fail "no Python 3.11 or newer found (tried: ${PYTHON:-python3.11 python3.12 python3.13 python3});" \
+    [[ -n "$python" ]] || fail "no Python 3.11 or newer found (tried: ${candidates[*]});" \
         "install one, or name yours: PYTHON=/path/to/python bash ..."
     say "making $venv with $("$python" --version) ($(command -v "$python"))"
-    "$python" -m venv "$venv" || fail "'$python -m venv $venv' failed; Debian/Ubuntu: apt install python3-venv"
+    "$python" -I -m venv "$venv" || fail "'$python -m venv $venv' failed; Debian/Ubuntu: apt install python3-venv"
 fi
 
 is_new_enough "$venv/bin/python" || fail "$venv has $("$venv/bin/python" --version 2>&1), and 3.11 or newer is needed; name another folder with VENV=..."
-headers="$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+headers="$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("include"))')"
 [[ -f "$headers/Python.h" ]] || fail "$headers/Python.h is missing, and DeepSpeed compiles with it; Debian/Ubuntu: apt install python3-dev"
-"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null ||
+# -I: what PYTHONPATH offers is not installed, whatever pip thinks.
+"$venv/bin/python" -I -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -I -m ensurepip >/dev/null ||
     fail "$venv has no pip and cannot make one; Debian/Ubuntu: apt install python3-venv, then delete that folder"
 
 say "installing $(basename "$requirements") into $venv (minutes the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+"$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check -r "$requirements"
 for file in "${files[@]}"; do cksum <"$file" >"$(stamp "$file")"; done
 say "done"

@@ -6,23 +6,31 @@
 #           one seed). Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
 #           MATH and Logic have longer prompts: DATA=math or DATA=kk_logic, and append --max_prompt_length 1024.
-#           Five epochs: SFT_STEPS=5 * rows / 256, for kk_logic 88, for math about 160.
+#           Five epochs: SFT_STEPS=5 * rows / 256, for kk_logic 88, for math about 109 (161 with its --split paper).
 # How:      bash launch_scripts/sft_rft_qwen3b.sh      # append --check to see the plan, or any flag to change it
-#           Appended flags go to both halves. To go on with a run that was cut off, give the same call again: a finished
-#           first half is not run again, and the half that was cut goes on from its latest checkpoint.
+#           Appended flags go to both halves, --total_steps too. To go on with a run that was cut off, give the same call
+#           again: a finished first half is not run again, and the half that was cut goes on from its latest checkpoint.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 
 model="${MODEL:-Qwen/Qwen2.5-3B}"
 output_dir="${OUTPUT_DIR:-runs/sft_rft_qwen3b_seed${SEED:-0}}"
 sft_steps="${SFT_STEPS:-200}"
-sft_model="$output_dir/sft/checkpoints/step_$sft_steps/hf"
-is_check="" is_new=""
+is_check="" is_new="" before=""
 for word in "$@"; do
-    [[ "$word" != --check ]] || is_check=yes
-    [[ "$word" != --overwrite ]] || is_new=yes
+    [[ "$before" != --total[_-]steps ]] || sft_steps="$word"
+    case "$word" in
+        --check) is_check=yes ;;
+        --overwrite) is_new=yes ;;
+        --total[_-]steps=*) sft_steps="${word#*=}" ;;
+        --model | --model=* | --output[_-]dir | --output[_-]dir=*)
+            echo "error: flag $word: each half has its own; give MODEL=... or OUTPUT_DIR=... before the call" >&2
+            exit 2 ;;
+    esac
+    before="$word"
 done
+sft_model="$output_dir/sft/checkpoints/step_$sft_steps/hf"
 
 train() { # algorithm flags...: one half, from where it was cut off
     local half="$output_dir/$1" start=()
@@ -31,12 +39,12 @@ train() { # algorithm flags...: one half, from where it was cut off
     elif [[ -z "$is_new" && -f "$half/args.json" ]]; then
         start=(--overwrite) # cut off before its first checkpoint
     fi
-    deepspeed --num_gpus 4 "training/$1.py" \
+    deepspeed --quiet --num_gpus 4 "training/$1.py" \
         --data "${DATA:-countdown}" \
         --output_dir "$half" \
         --seed "${SEED:-0}" \
         "${@:2}" \
-        "${start[@]}"
+        ${start[@]+"${start[@]}"} # bash before 4.4 calls an empty array unbound
 }
 
 if [[ ! -f "$sft_model/config.json" || -n "$is_check$is_new" ]]; then

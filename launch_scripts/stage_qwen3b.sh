@@ -6,10 +6,10 @@
 #           MATH and Logic have longer prompts: DATA=math or DATA=kk_logic, and append --max_prompt_length 1024.
 # How:      bash launch_scripts/stage_qwen3b.sh        # append --check to see the plan, or any flag to change it
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 
-deepspeed --num_gpus 4 training/stage.py \
+deepspeed --quiet --num_gpus 4 training/stage.py \
     --model "${MODEL:-Qwen/Qwen2.5-3B}" \
     --data "${DATA:-countdown}" \
     --output_dir "${OUTPUT_DIR:-runs/stage_qwen3b_seed${SEED:-0}}" \

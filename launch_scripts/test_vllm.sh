@@ -3,7 +3,7 @@
 # How:  bash launch_scripts/test_vllm.sh [arguments of pytest]
 # The environment is one of its own, .venv-vllm (or $VENV_VLLM): vLLM pulls in over a hundred packages.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export VENV="${VENV_VLLM:-.venv-vllm}"
 if nvidia-smi >/dev/null 2>&1; then
     source launch_scripts/setup.sh requirements.txt

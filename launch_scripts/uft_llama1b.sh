@@ -7,10 +7,10 @@
 #           MATH and Logic have longer prompts: DATA=math or DATA=kk_logic, and append --max_prompt_length 1024.
 # How:      bash launch_scripts/uft_llama1b.sh         # append --check to see the plan, or any flag to change it
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 
-deepspeed --num_gpus 2 training/uft.py \
+deepspeed --quiet --num_gpus 2 training/uft.py \
     --model "${MODEL:-meta-llama/Llama-3.2-1B}" \
     --data "${DATA:-countdown}" \
     --output_dir "${OUTPUT_DIR:-runs/uft_llama1b_seed${SEED:-0}}" \

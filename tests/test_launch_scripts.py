@@ -1,15 +1,12 @@
-"""What the launch scripts and run.py start: the paper's recipe, in flags that the training scripts accept."""
+"""What the launch scripts start: the paper's recipe, in flags that the training scripts accept."""
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from launch_scripts import run
 from tests.launching import ROOT
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
@@ -100,15 +97,15 @@ def bash(environment, tmp_path):
 def parts(words: list[str]) -> tuple[int, str, dict[str, str]]:
     """(processes, training script, {flag: value}) of a `deepspeed` command; a flag without value has "", one with
     several has them joined by spaces."""
-    assert words[0] == "--num_gpus" and words[2].startswith("training/")
+    assert words[:2] == ["--quiet", "--num_gpus"] and words[3].startswith("training/")
     flags, name = {}, ""
-    for word in words[3:]:
+    for word in words[4:]:
         if word.startswith("--"):
             name = word[2:]
             flags[name] = ""
         else:
             flags[name] = f"{flags[name]} {word}".strip()
-    return int(words[1]), Path(words[2]).stem, flags
+    return int(words[2]), Path(words[3]).stem, flags
 
 
 def plan_of(words: list[str], monkeypatch, capsys) -> str:
@@ -120,16 +117,13 @@ def plan_of(words: list[str], monkeypatch, capsys) -> str:
     processes, script, _ = parts(words)
     monkeypatch.setattr(distributed, "init", too_late)
     monkeypatch.setattr(os, "_exit", sys.exit)  # how a script ends
-    monkeypatch.setattr(sys, "argv", [words[2], "--local_rank=0", *words[3:]])
+    monkeypatch.setattr(sys, "argv", [words[3], "--local_rank=0", *words[4:]])
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(SystemExit) as end:
         launch(SCRIPTS[script].main, SCRIPTS[script].Args)
     output = capsys.readouterr()
     assert end.value.code == 0, output.err
     return " ".join(output.out.split())
-
-
-# ----- the scripts -----
 
 
 def test_every_script_that_trains_or_evaluates_a_model_of_the_paper_is_held_to_the_recipe():
@@ -225,13 +219,10 @@ def test_the_second_half_uses_the_number_of_steps_of_the_first(bash, tmp_path):
     assert parts(second)[2]["model"].endswith("/sft/checkpoints/step_88/hf")
 
 
-def test_check_looks_at_both_halves_whatever_is_there(bash, run_py, tmp_path):
+def test_check_looks_at_both_halves_whatever_is_there(bash, tmp_path):
     half(tmp_path / "run" / "sft", "step_200")
     _, [first, second] = bash("sft_rft_qwen3b", "--check")
     assert parts(first)[2]["model"] == QWEN3B and parts(second)[2]["model"].endswith("/sft/checkpoints/step_200/hf")
-    half(tmp_path / "runs" / "sft_rft_m_countdown_0" / "sft", "step_200")
-    _, [first, second], _, _ = run_py("--algo sft_rft --data countdown --model m -- --check")
-    assert "--model m " in first and "--model runs/sft_rft_m_countdown_0/sft/checkpoints/step_200/hf " in second
 
 
 def test_overwrite_begins_both_halves_anew(bash, tmp_path):
@@ -242,136 +233,21 @@ def test_overwrite_begins_both_halves_anew(bash, tmp_path):
     assert all("--resume" not in words and "--overwrite" in words for words in commands)
 
 
-# ----- run.py -----
+WORDS = ["--total_steps 10", "--total-steps 10", "--total_steps=10", "--total_steps 3 --total_steps 10"]
 
 
-@pytest.fixture
-def run_py(tmp_path, monkeypatch, capsys):
-    """run_py(line, statuses) -> (status, printed lines, started commands, stderr); runs are looked for in tmp_path."""
-
-    def start(line: str, statuses: tuple[int, ...] = (0, 0)):
-        started, left = [], list(statuses)
-
-        def record(words, cwd, env):
-            assert cwd == tmp_path and env["PATH"].startswith(f"{Path(sys.executable).parent}{os.pathsep}")
-            started.append(shlex.join(words))
-            return SimpleNamespace(returncode=left.pop(0))
-
-        monkeypatch.setattr(run, "ROOT", tmp_path)
-        monkeypatch.setattr(run.subprocess, "run", record)
-        try:
-            status = run.main(shlex.split(line))
-        except SystemExit as end:
-            status = end.code
-        output = capsys.readouterr()
-        return status, output.out.splitlines(), started, output.err
-
-    return start
+@pytest.mark.parametrize("words", WORDS)
+def test_the_second_half_begins_where_the_overruled_first_one_ends(bash, words):
+    _, [first, second] = bash("sft_rft_qwen3b", *words.split())
+    assert first[-len(words.split()) :] == second[-len(words.split()) :] == words.split()
+    assert parts(second)[2]["model"].endswith("/sft/checkpoints/step_10/hf")
 
 
-REST = ("--n_gpu 2 --visible-devices 0,1 --T 500 --T_hint 300 --tp_size 1 --sft_loss_coef 0.002 "
-        "--model Qwen/Qwen2.5-0.5B")
-LENGTHS = "--max_prompt_length 256 --max_response_length 1024 --kv_cache_gb 24"
-RL = f"{LENGTHS} --total_steps 500 --group_size 4"
+@pytest.mark.parametrize("word", ["--model", "--output_dir", "--output-dir=o"])
+def test_a_flag_that_the_halves_cannot_share_is_refused(bash, word):
+    assert bash("sft_rft_qwen3b", word, "o") == (2, [])
 
 
-def words_of(script: str, run_name: str, flags: str, data: str = "countdown") -> str:
-    return (f"deepspeed --include localhost:0,1 training/{script}.py --model Qwen/Qwen2.5-0.5B --data {data} "
-            f"--output_dir runs/{run_name}_Qwen2.5-0.5B_{data}_3 --seed 3 {flags} --gradient_checkpointing")
-
-
-GOLDEN = {
-    "rft": words_of("rft", "rft", RL),
-    "r3": words_of("r3", "r3", RL),
-    "stage": words_of("stage", "stage", f"{RL} --hint_steps 300 --sft_coef 0.002"),
-    "uft": words_of("uft", "uft", f"{RL} --hint_steps 300 --sft_coef 0.002"),
-    "rft_cosine": words_of("uft", "rft_cosine", f"{RL} --hint_steps 300 --sft_coef 0"),
-    "sft": words_of("sft", "sft", f"{LENGTHS} --total_steps 200"),
-}
-
-
-@pytest.mark.parametrize("algo", GOLDEN)
-def test_the_authors_flags_stand_for_this_command(run_py, algo):
-    status, printed, started, _ = run_py(f"--algo {algo} --data countdown {REST} --idx 3 --n_rollouts 4")
-    assert (status, printed, started) == (0, [GOLDEN[algo]], [GOLDEN[algo]])
-
-
-def test_both_halves_are_run_and_a_dry_run_only_prints(run_py):
-    line = f"--algo sft_rft --data countdown {REST} --idx 3"
-    status, printed, started, _ = run_py(line)
-    assert status == 0 and printed == started and len(printed) == 2
-    assert "/sft_rft_Qwen2.5-0.5B_countdown_3/sft --seed" in printed[0] and "--total_steps 200" in printed[0]
-    model = "--model runs/sft_rft_Qwen2.5-0.5B_countdown_3/sft/checkpoints/step_200/hf"
-    assert model in printed[1] and "training/rft.py" in printed[1]
-    assert run_py(f"{line} --dry_run")[1:3] == (printed, [])
-    checked = run_py(f"{line} -- --check")[1]
-    assert [word.endswith("--check") for word in checked] == [True, True] and model not in checked[1]
-
-
-@pytest.mark.parametrize(("there", "started"), HALVES)
-def test_run_py_goes_on_with_two_halves_as_the_script_does(run_py, tmp_path, there, started):
-    for script, checkpoint in there:
-        half(tmp_path / "runs" / "sft_rft_m_countdown_0" / script, checkpoint)
-    _, printed, _, _ = run_py("--algo sft_rft --data countdown --model m")
-    assert [(line.split("training/")[1].split(".py")[0], next((how for how in ("resume", "overwrite")
-             if line.endswith(f"--{how}")), "")) for line in printed] == started  # fmt: skip
-
-
-def test_status_is_the_first_failing_commands(run_py):
-    status, _, started, _ = run_py("--algo sft_rft --data countdown --model m", statuses=(2, 0))
-    assert status == 2 and len(started) == 1
-    assert run_py("--algo sft_rft --data countdown --model m", statuses=(0, 5))[0] == 5
-    assert run_py("--algo uft --data countdown --model m", statuses=(-9,))[0] == 137  # killed
-
-
-def test_other_data_has_long_prompts_and_five_epochs(run_py, tmp_path, data):
-    _, [line], _, _ = run_py("--algo sft --data logic --model m --n_rollout 8")
-    assert "--data kk_logic" in line and "--max_prompt_length 1024" in line and "--total_steps 88" in line
-    (tmp_path / "mine").symlink_to(data)  # 256 rows
-    _, [line], _, _ = run_py("--algo sft --data mine --model m")
-    assert "runs/sft_m_mine_0 " in line and "--max_prompt_length 1024" in line and "--total_steps 5 " in line
-    assert "--num_gpus 2" in line
-    assert "--group_size 8" in run_py("--algo uft --data math --model m --n_rollout 8")[1][0]
-
-
-def test_gpus_that_share_an_engine_take_vllm(run_py):
-    _, [line], _, _ = run_py("--algo uft --data countdown --model m --n_gpu 4 --tp_size 2")
-    assert "--engine vllm --tp_size 2" in line and "--num_gpus 4" in line
-
-
-@pytest.mark.parametrize("algo", ["sft", "uft", "sft_rft"])
-def test_eval_evaluates_the_latest_checkpoint_or_the_model_and_tells_which(run_py, tmp_path, algo):
-    line = f"--algo {algo} --data countdown --model m --eval"
-    _, [command], _, told = run_py(line)
-    assert command == (f"deepspeed --num_gpus 2 training/eval.py --model m --data countdown --output_dir "
-                       f"runs/{algo}_m_countdown_0_eval_base --seed 0 {LENGTHS}")
-    assert told.startswith("evaluating --model m: there is no checkpoint in runs/")
-    run_folder = f"runs/{algo}_m_countdown_0{'/rft' if algo == 'sft_rft' else ''}"
-    half(tmp_path / run_folder, "step_25")
-    _, [command], _, told = run_py(f"{line} -- --overwrite")
-    assert f"--model {run_folder}/checkpoints/step_25/hf " in command and command.endswith(" --overwrite")
-    assert f"runs/{algo}_m_countdown_0_eval_step_25 " in command and told == (
-        f"evaluating {run_folder}/checkpoints/step_25/hf\n")
-
-
-@pytest.mark.parametrize(("changes", "rule"), [
-    ("--tp_size 3", "flag --tp_size 3: must divide --n_gpu 2"),
-    ("--tp_size 0", "flag --tp_size 0: must divide --n_gpu 2"),
-    ("--visible-devices 0,1,2", "flag --visible-devices 0,1,2: must name --n_gpu 2 devices"),
-    ("--n_gpu 0", "flag --n_gpu 0: must be at least 1"),
-    ("--data nowhere", "flag --data nowhere: must be countdown, math, logic, or a folder"),
-    ("--algo ppo", "--algo: invalid choice: 'ppo'"),
-    ("--total_steps 3", "unrecognized arguments: --total_steps 3"),  # belongs after --
-    ("--T many", "--T: invalid int value: 'many'"),
-])  # fmt: skip
-def test_refused_input_of_run_py(run_py, changes, rule):
-    status, printed, started, error = run_py(f"--algo uft --data countdown --model m {changes}")
-    assert status == 2 and not printed and not started and rule in error
-
-
-def test_words_after_the_dashes_are_the_training_scripts(run_py, data, tmp_path, monkeypatch, capsys):
-    _, [line], _, _ = run_py(f"--algo uft --data countdown --model {QWEN3B} --n_gpu 4 -- --check --total_steps 9")
-    assert line.endswith("--check --total_steps 9")
-    words = line.replace("--data countdown", f"--data {data}").replace(
-        "--output_dir runs", f"--output_dir {tmp_path}").split()[1:]
-    assert "steps 9 rollouts per step 256 prompts x 4 responses = 1024" in plan_of(words, monkeypatch, capsys)
+@pytest.mark.parametrize("name", ["sft_qwen3b", "sft_rft_qwen3b"])
+def test_five_epochs_of_math_are_five(name):
+    assert "for math about 109" in (ROOT / "launch_scripts" / f"{name}.sh").read_text()
