@@ -39,12 +39,12 @@ def launch(
 
 def launch_words(
     script: str, words: list[str], num_processes: int, interrupt: tuple[Path, str] | None = None,
-    fault: Callable[[], None] | None = None, **variables: str
+    fault: Callable[[], None] | None = None, port: int = 0, **variables: str
 ) -> subprocess.CompletedProcess:
-    """The same with the words of the command line as they are."""
+    """The same with the words of the command line as they are. The ranks meet at `port`, 0 for a free one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = port or free.getsockname()[1]
     command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
     shared = f"deepspeed_*_{port}_*"
     for abandoned in Path("/dev/shm").glob(shared):  # by a killed run of another day that had this port

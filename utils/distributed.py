@@ -3,7 +3,8 @@
 import contextlib
 import fcntl
 import os
-import socket
+import platform
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,10 @@ import transformers
 from torch.utils import cpp_extension
 
 from utils import heartbeat
+from utils.checks import RunStopped
 
+DEFAULT_PORT = "29500"  # of DeepSpeed's launcher
+ANY_PORT = "0"
 MARGIN = 1.0  # minutes: the heartbeat, which can tell who is behind, speaks before a collective gives up
 
 
@@ -27,11 +31,8 @@ def init(timeout_minutes: float = 30) -> torch.device:
     ranks: more threads than cores make ranks fight.
     """
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port))
+                          MASTER_PORT=ANY_PORT)
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -44,10 +45,79 @@ def init(timeout_minutes: float = 30) -> torch.device:
     _quieten()
     _forget_abandoned_locks()
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(backend, timeout=timedelta(minutes=timeout_minutes + MARGIN), verbose=False)
+        _join(device, timedelta(minutes=timeout_minutes + MARGIN))
         _unlink_shared_memory()
     return device
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    """Form the process group. Raises RunStopped where the port that the ranks should meet at is another program's."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    port, launcher = os.environ["MASTER_PORT"], _launcher()
+    try:
+        if port == ANY_PORT or port == DEFAULT_PORT and launcher is not None:
+            store = _store_at_free_port(launcher, timeout)
+            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            device_id = device if backend == "nccl" and world_size > 1 else None  # as DeepSpeed would
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
+                                    device_id=device_id)
+        deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise RunStopped(f"port {port} is taken, by another run perhaps; give this one another: deepspeed "
+                         f"--master_port {int(port) + 1} ...") from error
+
+
+def _launcher() -> str | None:
+    """What no other process on this machine is called: the number and start of the DeepSpeed launcher that started this
+    one. None where it was not started so, or is one of several nodes."""
+    if os.environ.get("CROSS_SIZE") != "1":
+        return None
+    process = os.getppid()
+    while process > 1:
+        try:
+            folder = Path("/proc", str(process))
+            fields = folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()  # from the third on, proc(5)
+            if b"deepspeed.launcher.launch" in folder.joinpath("cmdline").read_bytes():
+                return f"{process}_{fields[19]}"
+        except OSError:  # no such system
+            return None
+        process = int(fields[1])
+    return None
+
+
+def _store_at_free_port(launcher: str | None, timeout: timedelta) -> dist.TCPStore:
+    """The default port may be another run's. So rank 0 takes a free one, and a file tells it to the other ranks, if
+    there are any. MASTER_PORT has it then too: DeepSpeed names its shared memory by it."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    file = _extensions_root() / f".port_{platform.node()}_{launcher}"
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
+        os.environ["MASTER_PORT"] = str(store.port)
+        if world_size > 1:
+            whole = file.with_suffix(".partial")
+            whole.write_text(str(store.port))
+            whole.replace(file)
+            store.wait([f"met_{other}" for other in range(1, world_size)], timeout)
+            file.unlink()
+        return store
+    end = time.monotonic() + timeout.total_seconds()
+    while not file.exists():
+        if time.monotonic() > end:
+            raise RunStopped(f"rank 0 has not come: {file} was not written in {timeout}")
+        time.sleep(0.02)
+    os.environ["MASTER_PORT"] = file.read_text()
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), world_size, is_master=False, timeout=timeout)
+    store.set(f"met_{rank}", "")
+    return store
+
+
+def _extensions_root() -> Path:
+    """Where PyTorch keeps what it compiles for this user, made if it is missing."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 def _unlink_shared_memory() -> None:
@@ -64,8 +134,7 @@ _in_use: list[TextIO] = []  # open as long as the process lives
 def _forget_abandoned_locks() -> None:
     """PyTorch guards the building and loading of DeepSpeed's C++ ops by lock files, and waits for ever where a killed
     process has left one. If no other process of ours is alive on this machine, whatever lies there is abandoned."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    root.mkdir(parents=True, exist_ok=True)
+    root = _extensions_root()
     in_use = (root / ".in_use").open("a")
     with contextlib.suppress(OSError):  # another process is alive
         fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
