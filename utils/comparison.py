@@ -4,6 +4,7 @@ Runs of a group differ in a trailing _seedN of their folder's name; its line is 
 """
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,12 +17,15 @@ from utils.data import BUILT_IN, BUILT_IN_FOLDER, best_constant_answer, load_pro
 from utils.runs import (
     ACCURACY,
     data_name,
+    distinct_names,
     evaluation_interval,
-    group_by_seed,
+    named_groups,
     read_args,
     read_evaluations,
     read_metrics,
+    seed_counts,
     table,
+    without_data,
 )
 
 # Okabe and Ito's palette: told apart by the colour-blind too. A group keeps its place in it over all panels.
@@ -37,22 +41,32 @@ def save_small(figure: Figure, path: Path) -> None:
 
 
 def by_task(output_dirs: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
-    """{task: {group's name: its runs}}, both in the order given."""
-    tasks: dict[str, list[Path]] = {}
+    """{task: {group's name: its runs}}, both in the order given. Data in different folders are different tasks."""
+    tasks: dict[Path, list[Path]] = {}
     for output_dir in output_dirs:
-        tasks.setdefault(data_name(output_dir), []).append(output_dir)
-    return {task: {Path(group).name: runs for group, runs in group_by_seed(of_task).items()}
-            for task, of_task in tasks.items()}
+        tasks.setdefault(data_folder(output_dir), []).append(output_dir)
+    names = {folder: data_name(runs[0]) for folder, runs in tasks.items()}
+    clashing = [folder for folder, name in names.items() if list(names.values()).count(name) > 1]
+    shown = {folder: without_data(folder) for folder in clashing}
+    if len(set(shown.values())) < len(clashing):  # words and data/words
+        shown = {folder: folder for folder in clashing}
+    longer = distinct_names(list(shown.values()))
+    names |= {folder: longer[shown[folder]] for folder in clashing}
+    return {names[folder]: named_groups(runs) for folder, runs in tasks.items()}
+
+
+def data_folder(output_dir: Path) -> Path:
+    """Where the data of a run lie, absolute; they may be gone. Relative paths begin where this is called."""
+    data = read_args(output_dir).get("data", "unknown data")
+    return Path(os.path.abspath(BUILT_IN_FOLDER / data if data in BUILT_IN else data))
 
 
 def constant_accuracy(output_dir: Path) -> float | None:
     """What the best constant answer scores on the run's test problems; None where they are gone, or have none."""
     args = read_args(output_dir)
-    data = args.get("data", "")
-    folder = BUILT_IN_FOLDER / data if data in BUILT_IN else Path(data)
-    if not (folder / "test.parquet").is_file():
+    if not (data_folder(output_dir) / "test.parquet").is_file():
         return None
-    best = best_constant_answer(load_problems(data, "test")[: args["eval_problems"] or None])
+    best = best_constant_answer(load_problems(args["data"], "test")[: args["eval_problems"] or None])
     return None if best is None else best[1]
 
 
@@ -64,18 +78,21 @@ def mean_curve(runs: list[list[dict]], name: str) -> tuple[list[int], list[float
     return steps, [mean(v) for v in at], [min(v) for v in at], [max(v) for v in at]
 
 
-def draw_groups(axes: Axes, groups: dict[str, list[list[dict]]], name: str, colours: dict[str, str]) -> list[str]:
-    """A line and a band for each group; the names of those that have only zeros are returned, not drawn."""
-    zero = []
+def draw_groups(axes: Axes, groups: dict[str, list[list[dict]]], name: str, colours: dict[str, str]) -> None:
+    """A line and a band for each group."""
     for group, runs in groups.items():
         steps, middle, low, high = mean_curve(runs, name)
-        if any(high):
-            axes.plot(steps, middle, color=colours[group], label=group, linewidth=1.4)
-            axes.fill_between(steps, low, high, color=colours[group], alpha=0.15, linewidth=0)
-        else:
-            zero.append(group)
+        axes.plot(steps, middle, color=colours[group], label=group, linewidth=1.4)
+        axes.fill_between(steps, low, high, color=colours[group], alpha=0.15, linewidth=0)
     axes.grid(alpha=0.25)
-    return zero
+
+
+def base_of(groups: dict[str, list[list[dict]]]) -> dict | None:
+    """The evaluation at step 0 with the lowest accuracy; None where no run has one. Not every run begins with the base:
+    SFT-RFT begins with what SFT has made of it."""
+    firsts = [line for runs in groups.values() for lines in runs for line in lines
+              if line.get(ACCURACY) is not None and line["step"] == 0]
+    return min(firsts, key=lambda line: line[ACCURACY], default=None)
 
 
 def plot_comparison(output_dirs: Sequence[Path], path: Path) -> None:
@@ -89,30 +106,31 @@ def plot_comparison(output_dirs: Sequence[Path], path: Path) -> None:
     for (task, groups), accuracy, hints in zip(tasks.items(), *rows, strict=True):
         lines = {group: [read_metrics(run) for run in runs] for group, runs in groups.items()}
         draw_groups(accuracy, lines, ACCURACY, colours)
-        bases = [line[ACCURACY] for runs in lines.values() for run in runs for line in run
-                 if ACCURACY in line and line["step"] == 0]
-        if bases:
-            accuracy.axhline(min(bases), color="grey", linestyle=":", label="base")
+        base = base_of(lines)
+        if base is not None:
+            accuracy.axhline(base[ACCURACY], color="grey", linestyle=":", label="base")
         constant = constant_accuracy(next(iter(groups.values()))[0])
         if constant is not None:
             accuracy.axhline(constant, color="grey", linestyle="-.", linewidth=1, label="best constant pattern")
-        seeds = sorted({len(runs) for runs in groups.values()})
-        accuracy.set(title=f"{task} ({'/'.join(map(str, seeds))} seeds)", ylabel="accuracy, greedy, no hint")
+        accuracy.set(title=f"{task}, {seed_counts(groups)}", ylabel="accuracy, greedy, no hint")
         accuracy.set_ylim(bottom=0)
-        zero = draw_groups(hints, lines, "hint_slices", colours)
+        hinted = {group: runs for group, runs in lines.items()
+                  if any(line.get("hint_slices") for run in runs for line in run)}
+        zero = [group for group in lines if group not in hinted]
+        draw_groups(hints, hinted, "hint_slices", colours)
         hints.set(xlabel=f"step (no hints: {', '.join(zero)})" if zero else "step", ylabel="slices shown per problem")
     handles = {label: handle for axes in rows.flat for handle, label in zip(*axes.get_legend_handles_labels(),
                                                                             strict=True)}
     order = [*names, "base", "best constant pattern"]
     labels = [label for label in order if label in handles]
-    figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=len(labels),
-                  frameon=False)
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower center",
+                  ncols=min(len(labels), 3 * len(tasks)), frameon=False)
     save_small(figure, path)
 
 
 def comparison_table(output_dirs: Sequence[Path]) -> str:
     """Markdown: a row per group, a column per task; the mean of the last evaluations and the 95 % interval of all their
-    answers together. Above them the base, below them the best constant answer."""
+    answers together. Above them the base (see `base_of`), below them the best constant answer."""
     tasks = by_task(output_dirs)
     names = list(dict.fromkeys(group for groups in tasks.values() for group in groups))
     evaluations = {task: {group: [read_evaluations(run) for run in runs] for group, runs in groups.items()}
@@ -123,16 +141,14 @@ def comparison_table(output_dirs: Sequence[Path]) -> str:
         return f"{mean(line[ACCURACY] for line in lines):.1%} ({low:.1%} to {high:.1%})"
 
     rows = []
-    firsts = {task: min((runs[0][0] for runs in groups.values()), key=lambda line: line["step"])
-              for task, groups in evaluations.items()}
-    if any(line["step"] == 0 for line in firsts.values()):
-        rows.append(["base", *(cell([line]) if line["step"] == 0 else "" for line in firsts.values())])
+    bases = [base_of(groups) for groups in evaluations.values()]
+    if any(bases):
+        rows.append(["base", *("" if base is None else cell([base]) for base in bases)])
     for name in names:
         rows.append([name, *(cell([run[-1] for run in groups[name]]) if name in groups else ""
                              for groups in evaluations.values())])
     constants = [constant_accuracy(next(iter(groups.values()))[0]) for groups in tasks.values()]
     if any(constant is not None for constant in constants):
         rows.append(["best constant pattern", *("" if c is None else f"{c:.1%}" for c in constants)])
-    sizes = [len(next(iter(groups.values()))) for groups in tasks.values()]
-    header = [f"{task}, {size} seed{'s' * (size > 1)}" for task, size in zip(tasks, sizes, strict=True)]
+    header = [f"{task}, {seed_counts(groups)}" for task, groups in tasks.items()]
     return table(["final accuracy (95 % interval, pooled)", *header], rows)

@@ -16,8 +16,8 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from utils.comparison import COLOURS, save_small
-from utils.runs import ACCURACY, group_by_seed, read_args, read_evaluations, table
+from utils.comparison import COLOURS, data_folder, save_small
+from utils.runs import ACCURACY, has_evaluation, named_groups, read_args, read_evaluations, table
 from utils.tasks.tree import load_setting
 
 
@@ -38,11 +38,13 @@ def steps_to(evaluations: list[dict], accuracy: float) -> float:
 
 def by_method(runs: list[Path], accuracy: float) -> dict[str, dict[int, list[float]]]:
     """{method: {depth: steps of each seed}}; depths rise."""
+    by_depth: dict[int, list[Path]] = {}
+    for run in runs:
+        by_depth.setdefault(load_setting(data_folder(run)).depth, []).append(run)
     methods: dict[str, dict[int, list[float]]] = {}
-    for group, of_group in group_by_seed(runs).items():
-        depth = load_setting(read_args(of_group[0])["data"]).depth
-        steps = [steps_to(read_evaluations(run), accuracy) for run in of_group]
-        methods.setdefault(Path(group).name, {})[depth] = steps
+    for depth, of_depth in by_depth.items():
+        for method, of_method in named_groups(of_depth).items():
+            methods.setdefault(method, {})[depth] = [steps_to(read_evaluations(run), accuracy) for run in of_method]
     return {method: dict(sorted(depths.items())) for method, depths in methods.items()}
 
 
@@ -68,17 +70,18 @@ def plot(methods: dict[str, dict[int, list[float]]], args: Args, path: Path) -> 
     last = max(setting["total_steps"] for setting in settings)
     figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for (method, depths), colour in zip(methods.items(), COLOURS, strict=False):
+    for number, (method, depths) in enumerate(methods.items()):
+        colour = COLOURS[number % len(COLOURS)]
         middle = {depth: median_low(steps) for depth, steps in depths.items() if 0 < median_low(steps) < math.inf}
         if middle:
             axes.plot(list(middle), list(middle.values()), color=colour, label=method)
         for depth, steps in depths.items():
-            beside = depth + 0.06 * (list(methods).index(method) - len(methods) / 2)
+            beside = depth + 0.06 * (number - len(methods) / 2)
             for one in filter(None, steps):
                 marker, height = ("o", one) if math.isfinite(one) else ("^", last * 1.15)
                 axes.plot(beside, height, marker, color=colour, markersize=4, alpha=0.6)
     leaves = max(setting["prompts_per_step"] * setting.get("group_size", 1) for setting in settings)  # one: SFT's
-    branching = load_setting(settings[0]["data"]).branching
+    branching = load_setting(data_folder(args.runs[0])).branching
     depths = sorted({depth for of_method in methods.values() for depth in of_method})
     bound = {depth: branching**depth / 4 / leaves for depth in depths if branching**depth / 4 / leaves <= last}
     axes.plot(list(bound), list(bound.values()), color="grey", linestyle=":",
@@ -94,6 +97,9 @@ def main(args: Args) -> None:
     missing = [run for run in args.runs if not (run / "metrics.jsonl").is_file()]
     if missing or not args.runs:
         sys.exit(f"RUNS {missing[0] if missing else '(none)'} must be output_dirs of training runs on tree data")
+    for run in args.runs:
+        if not has_evaluation(run):
+            sys.exit(f"RUNS {run} has no evaluation yet, and nothing can be said of it")
     methods = by_method(list(args.runs), args.accuracy)
     print(f"\n{args.accuracy:.0%} accuracy\n\n{steps_table(methods)}")
     figure = args.figure or args.runs[0].resolve().parent / "depths.png"

@@ -2,7 +2,8 @@
 
     python -m utils.report RUN              writes RUN/curves.png and prints base against trained
     python -m utils.report RUN RUN ...      prints one row per run and writes a figure with a panel per task;
-                                            NAME_seed0, NAME_seed1, ... share a row and a line
+                                            NAME_seed0, NAME_seed1, ... of one folder share a row and a line; where
+                                            folders have runs of one name, the folder is part of it
 """
 
 import math
@@ -18,7 +19,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils import comparison
-from utils.runs import ACCURACY, evaluation_interval, group_by_seed, read_evaluations, read_metrics, table
+from utils.runs import (
+    ACCURACY,
+    evaluation_interval,
+    has_evaluation,
+    named_groups,
+    read_evaluations,
+    read_metrics,
+    table,
+)
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart by the colour-blind too
 
@@ -122,12 +131,13 @@ def closing_table(output_dir: str | Path, extra: tuple[str, float, str] | None =
 
 
 def several_runs_table(output_dirs: list[Path], pattern_accuracy: float | None = None) -> str:
-    """Markdown: the last evaluation of each run; folders that differ only in a trailing _seedN share a row.
+    """Markdown: the last evaluation of each run; folders that differ only in a trailing _seedN share a row, named as by
+    `named_groups`.
 
     Min to max is over the seeds. The 95 % interval pools their answers as if each met other problems: where all meet
     the same ones, as they usually do, it is too narrow for a claim about new problems.
     """
-    groups = {group: [read_evaluations(run) for run in runs] for group, runs in group_by_seed(output_dirs).items()}
+    groups = {group: [read_evaluations(run) for run in runs] for group, runs in named_groups(output_dirs).items()}
     rows = []
     for group, runs in groups.items():
         first, last = [evaluations[0] for evaluations in runs], [evaluations[-1] for evaluations in runs]
@@ -135,7 +145,7 @@ def several_runs_table(output_dirs: list[Path], pattern_accuracy: float | None =
         accuracies = [line[ACCURACY] for line in last]
         low, high = evaluation_interval(*last)
         rows.append([
-            Path(group).name,
+            group,
             str(len(runs)),
             str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}",
             "" if any(line["step"] for line in first) else f"{mean(line[ACCURACY] for line in first):.1%}",
@@ -162,6 +172,8 @@ def main(args: Args) -> None:
     for run in args.runs:
         if not (run / "metrics.jsonl").is_file():
             sys.exit(f"RUNS {run} must be the output_dir of a training run, and it has no metrics.jsonl")
+        if not has_evaluation(run):
+            sys.exit(f"RUNS {run} has no evaluation yet, and nothing can be said of it")
     if not args.runs:
         sys.exit("RUNS (none) must name at least one output_dir of a training run")
     constant = args.pattern_accuracy

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.logger import read_jsonl
@@ -34,6 +35,10 @@ def read_evaluations(output_dir: str | Path) -> list[dict]:
     return evaluations
 
 
+def has_evaluation(output_dir: str | Path) -> bool:
+    return any(ACCURACY in line for line in read_metrics(output_dir))
+
+
 def evaluation_interval(*evaluations: dict) -> tuple[float, float]:
     """95 % interval of the accuracy of one evaluation line, or of several pooled."""
     n = sum(line["eval/n"] for line in evaluations)
@@ -47,17 +52,47 @@ def read_args(output_dir: str | Path) -> dict:
 
 
 def data_name(output_dir: str | Path) -> str:
-    """What a run was trained on, for people: the last folder of --data that is not called `data`."""
-    parts = [part for part in Path(read_args(output_dir).get("data", "unknown data")).parts if part != "data"]
-    return parts[-1]
+    """What a run was trained on, for people: the last folder of --data that is not called `data`, if there is one."""
+    path = Path(read_args(output_dir).get("data", "unknown data"))
+    return without_data(path).name or path.name or str(path)
 
 
-def group_by_seed(output_dirs: list[Path]) -> dict[str, list[Path]]:
+def without_data(path: Path) -> Path:
+    """The path without its folders called `data`, a name that says nothing."""
+    return Path(*(part for part in path.parts if part != "data"))
+
+
+def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The shortest end of each absolute path that no other has: its last part, and as many before that as it takes."""
+    names = {}
+    for path in paths:
+        num = 1
+        while any(other.parts[-num:] == path.parts[-num:] for other in paths if other != path):
+            num += 1
+        names[path] = str(Path(*path.parts[-num:]))
+    return names
+
+
+def group_by_seed(output_dirs: Sequence[Path]) -> dict[str, list[Path]]:
     """{name without _seedN: its runs}, in the order given. Runs of a group lie in one folder."""
     groups: dict[str, list[Path]] = {}
     for output_dir in output_dirs:
         groups.setdefault(re.sub(r"_seed\d+$", "", str(output_dir.resolve())), []).append(output_dir)
     return groups
+
+
+def named_groups(output_dirs: Sequence[Path]) -> dict[str, list[Path]]:
+    """The same by the folder's name without _seedN; where folders in different places have one name, that is preceded
+    by as much of their paths as tells them apart."""
+    groups = group_by_seed(output_dirs)
+    names = distinct_names([Path(group) for group in groups])
+    return {names[Path(group)]: runs for group, runs in groups.items()}
+
+
+def seed_counts(groups: dict[str, list[Path]]) -> str:
+    """ "3 seeds", or "1 to 3 seeds" where groups differ."""
+    sizes = sorted({len(runs) for runs in groups.values()})
+    return f"{sizes[0]} seed{'s' * (sizes[0] > 1)}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} seeds"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
