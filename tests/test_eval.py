@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import weakref
 from itertools import combinations
 from statistics import fmean
@@ -22,6 +23,7 @@ from tests.launching import launch, succeed
 from tests.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
 from utils import distributed, heartbeat
+from utils.checks import BadInput
 from utils.data import load_problems
 from utils.evaluation import (
     Response,
@@ -34,6 +36,7 @@ from utils.evaluation import (
     tokenizer_mismatch,
 )
 from utils.hints import encode
+from utils.prepare import evaluation_lengths
 from utils.runs import wilson_interval
 
 SAMPLES = 3
@@ -290,3 +293,51 @@ def test_overwriting_leaves_nothing_of_the_last_time(tmp_path, call, monkeypatch
         call(tmp_path, model=models[:1], data=data_sets[:1], overwrite=True)
     files = [path for path in tmp_path.iterdir() if path.name != heartbeat.FOLDER]
     assert [(path.name, path.read_text()) for path in files] == [("responses.jsonl", "")]
+
+
+# ----- lengths that are not given -----
+
+
+def test_a_checkpoint_is_evaluated_with_the_lengths_of_its_run(tmp_path):
+    model = tmp_path / "run" / "checkpoints" / "step_4" / "hf"
+    model.mkdir(parents=True)
+    assert evaluation_lengths(str(model), 0, 0)[:2] == (1024, 1024)  # no run
+    (tmp_path / "run" / "args.json").write_text('{"max_prompt_length": 96, "max_response_length": 64}')
+    assert evaluation_lengths(str(model), 0, 0)[:2] == (96, 64)
+    assert "run/args.json" in evaluation_lengths(str(model), 0, 0)[2]
+    assert evaluation_lengths(str(model), 0, 32)[:2] == (96, 32)
+    assert evaluation_lengths(str(model), 8, 32) == (8, 32, "as the flags say")
+    (tmp_path / "run" / "args.json").write_text('{"max_prom')
+    with pytest.raises(BadInput, match="args.json cannot be read"):
+        evaluation_lengths(str(model), 0, 0)
+
+
+def test_other_models_have_the_defaults_or_half_of_their_positions(tmp_path):
+    assert evaluation_lengths("Qwen/Qwen2.5-3B", 0, 0) == (1024, 1024, "the defaults")
+    for positions, length in ((192, 96), (2048, 1024), (32_768, 1024)):
+        (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+        assert evaluation_lengths(str(tmp_path), 0, 0)[:2] == (length, length)
+
+
+def test_without_lengths_the_number_is_that_of_training(call, tmp_path, models, data_sets):
+    given, _, _ = call(tmp_path / "given", model=models[:1], data=data_sets[:1])
+    model = tmp_path / "run" / "checkpoints" / "step_4" / "hf"
+    shutil.copytree(models[0], model)
+    (tmp_path / "run" / "args.json").write_text('{"max_prompt_length": 64, "max_response_length": 48}')
+    report, _, shown = call(tmp_path / "not given", model=(str(model),), data=data_sets[:1], max_prompt_length=0,
+                            max_response_length=0)
+    assert report["results"] == given["results"]
+    assert (report["runs"][0]["max_prompt_length"], report["runs"][0]["max_response_length"]) == (64, 48)
+    assert "prompts of 64 tokens at most, responses of 48 (those of its training, " in shown
+
+
+def test_problems_left_out_are_counted_aloud(call, tmp_path, models, data_sets):
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    lengths = sorted(len(encode(problem.prompt, tokenizer)) for problem in load_problems(data_sets[0], "test"))
+    limit = lengths[16]
+    count = sum(length > limit for length in lengths)
+    report, _, shown = call(tmp_path, model=models[:1], data=data_sets[:1], eval_problems=0, max_prompt_length=limit,
+                            skip_long_prompts=True)
+    assert 0 < count < 32 and report["runs"][0]["left_out"] == count
+    assert report["results"]["countdown"]["n"] == 32 - count
+    assert f"{count} of 32 test problems left out: longer than --max_prompt_length" in shown

@@ -32,7 +32,8 @@ OWN_DEFAULTS = {
     "mini_batch_prompts": dict.fromkeys(RL, 64) | {"sft": 256},  # sft: one update per step
     "lr": dict.fromkeys(RL, 1e-6) | {"sft": 1e-5},
     "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},
-    "max_prompt_length": dict.fromkeys(RL, 256) | {"sft": 256, "eval": 1024},  # eval: any data set's
+    "max_prompt_length": dict.fromkeys((*RL, "sft"), 256) | {"eval": 0},  # eval: those of the checkpoint's run
+    "max_response_length": dict.fromkeys((*RL, "sft"), 1024) | {"eval": 0},
     "engine_memory_fraction": dict.fromkeys((*RL, "sft"), 0.3) | {"eval": 0.8},  # eval: nothing else is on the GPU
 }
 

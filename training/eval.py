@@ -6,11 +6,11 @@ one data set is the number that training logs.
 Prints the first prompt of every model and data set, and at the end the table. Writes, after each of these pairs:
 
 results.json      {"args", "results", "runs"}: the results of the first pair, and those of all as a list of {"model",
-                  "data", "left_out" (problems with long prompts), "results"}. Results have for each data_source: n
-                  (problems), accuracy, its 95 % interval accuracy_low to accuracy_high, format, reward,
-                  response_tokens, truncated, and how often the verifier gave each reason. With --num_samples n,
-                  accuracy is mean@n (the mean over problems and samples), and there are pass@k, pass@k_low,
-                  pass@k_high for k = 1, 2, 4, .. and n.
+                  "data", "max_prompt_length", "max_response_length", "left_out" (problems with long prompts),
+                  "results"}. Results have for each data_source: n (problems), accuracy, its 95 % interval
+                  accuracy_low to accuracy_high, format, reward, response_tokens, truncated, and how often the
+                  verifier gave each reason. With --num_samples n, accuracy is mean@n (the mean over problems and
+                  samples), and there are pass@k, pass@k_low, pass@k_high for k = 1, 2, 4, .. and n.
 responses.jsonl   every response with its model, data, prompt and verdict.
 """
 
@@ -30,7 +30,7 @@ from utils import distributed, heartbeat
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
 from utils.hints import printable_prompt
-from utils.prepare import load_inputs, memory_plan, print_plan
+from utils.prepare import evaluation_lengths, load_inputs, memory_plan, print_plan
 from utils.zero import resolve_dtype
 
 
@@ -43,8 +43,8 @@ class Args:
     num_samples: int = 0  # responses sampled per problem, for mean@n and pass@k; 0 is one greedy response
     temperature: float = 1.0  # of sampling
     eval_problems: int = 0  # number of test problems of each data set; 0 is all
-    max_prompt_length: int = 1024  # tokens
-    max_response_length: int = 1024  # tokens; to compare with a training log, give the training's
+    max_prompt_length: int = 0  # tokens; 0: as in the run that the model is a checkpoint of, else 1024
+    max_response_length: int = 0  # tokens; 0: as above, which gives the number that training logged
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
@@ -61,10 +61,14 @@ def main(args: Args) -> None:
     for flag, names in (("--model", args.model), ("--data", args.data)):
         require(len(names) > 0, flag, "(none)", "must name at least one")
         require(len({Path(name) for name in names}) == len(names), flag, " ".join(names), "must not name one twice")
+    require(args.max_prompt_length >= 0, "--max_prompt_length", args.max_prompt_length, "must not be negative")
+    require(args.max_response_length >= 0, "--max_response_length", args.max_response_length, "must not be negative")
+    lengths = {model: evaluation_lengths(model, args.max_prompt_length, args.max_response_length)
+               for model in args.model}
     all_inputs = {
         (model, data): load_inputs(
-            model=model, data=data, splits=("test",), max_prompt_length=args.max_prompt_length,
-            max_response_length=args.max_response_length, eval_problems=args.eval_problems,
+            model=model, data=data, splits=("test",), max_prompt_length=lengths[model][0],
+            max_response_length=lengths[model][1], eval_problems=args.eval_problems,
             skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
             engine=args.engine, tp_size=args.tp_size, temperature=args.temperature,
         )
@@ -77,9 +81,12 @@ def main(args: Args) -> None:
     if args.check:
         sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"
         for (model, data), inputs in all_inputs.items():
+            prompt_length, response_length, reason = lengths[model]
             facts = {"model": model, "data": data,
+                     "lengths": f"prompts of {prompt_length} tokens at most, responses of {response_length} ({reason})",
                      "responses": sampled if args.num_samples else "one per problem, greedy",
-                     **memory_plan(inputs, vars(args))}
+                     **memory_plan(inputs, vars(args) | {"max_prompt_length": prompt_length,
+                                                         "max_response_length": response_length})}
             warning = inputs.tokenizer and tokenizer_mismatch(inputs.test_problems[0].prompt, inputs.tokenizer)
             print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return
@@ -94,21 +101,24 @@ def main(args: Args) -> None:
         for (model, data), inputs in all_inputs.items():
             first = inputs.test_problems[0]
             prompt, num_tokens = printable_prompt(first, inputs.tokenizer, args.bos)
-            print(f"{model} on {data}: {inputs.notes}; first prompt, {num_tokens} tokens: {prompt}", flush=True)
+            prompt_length, response_length, reason = lengths[model]
+            print(f"{model} on {data}: {inputs.notes}; prompts of {prompt_length} tokens at most, responses of "
+                  f"{response_length} ({reason})")
+            print(f"{model} on {data}: first prompt, {num_tokens} tokens: {prompt}", flush=True)
             if warning := tokenizer_mismatch(first.prompt, inputs.tokenizer):
                 print(f"warning: {warning}", flush=True)
 
     runs = []
     for name in args.model:
-        tokenizer = all_inputs[name, args.data[0]].tokenizer
+        tokenizer, (prompt_length, response_length, _) = all_inputs[name, args.data[0]].tokenizer, lengths[name]
         engine = load_engine(
             all_inputs[name, args.data[0]].engine, name, tokenizer, resolve_dtype(args.dtype, device), device,
-            max_length=args.max_prompt_length + args.max_response_length, kv_cache_gb=args.kv_cache_gb,
+            max_length=prompt_length + response_length, kv_cache_gb=args.kv_cache_gb,
             tp_size=args.tp_size, memory_fraction=args.engine_memory_fraction,
         )
         for data in args.data:
             problems = all_inputs[name, data].test_problems
-            shared = (tokenizer, args.max_prompt_length, args.max_response_length, args.bos)
+            shared = (tokenizer, prompt_length, response_length, args.bos)
             if args.num_samples:
                 responses = evaluate_samples(engine, problems, *shared, args.num_samples, args.temperature, args.seed)
             else:
@@ -118,7 +128,8 @@ def main(args: Args) -> None:
             results = {data_source: results_of(part, args.num_samples)
                        for data_source, part in by_data_source(responses).items()}
             left_out = all_inputs[name, data].left_out["test"]
-            runs.append({"model": name, "data": data, "left_out": left_out, "results": results})
+            runs.append({"model": name, "data": data, "max_prompt_length": prompt_length,
+                         "max_response_length": response_length, "left_out": left_out, "results": results})
             with (output_dir / "responses.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps({"model": name, "data": data} | asdict(one), ensure_ascii=False) + "\n"
                                 for one in responses)

@@ -1,5 +1,6 @@
 """What a run needs before a model loads: tokenizer and problems, checked against the flags, and the plan in words."""
 
+import json
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -98,6 +99,38 @@ def load_inputs(
             loaded[split], left_out[split] = check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split,
                                                                   skip_long_prompts)
     return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, bos, left_out)
+
+
+DEFAULT_LENGTH = 1024  # tokens of prompts and of responses in an evaluation, where nothing says another
+
+
+def evaluation_lengths(model: str, max_prompt_length: int, max_response_length: int) -> tuple[int, int, str]:
+    """Tokens that prompts and responses may have in an evaluation of `model`, where 0 is "not given": those of the run,
+    if the model is a checkpoint of one; else DEFAULT_LENGTH, or half of the model's positions. In words, where they are
+    from."""
+    prompt, response, reason = DEFAULT_LENGTH, DEFAULT_LENGTH, "the defaults"
+    folder = Path(model).absolute()
+    run, config = folder.parents[min(2, len(folder.parents) - 1)] / "args.json", folder / "config.json"
+    if folder.name == "hf" and run.is_file():
+        settings = read_object(run)
+        prompt, response = settings["max_prompt_length"], settings["max_response_length"]
+        reason = f"those of its training, {run}"
+    elif config.is_file():
+        positions = read_object(config).get("max_position_embeddings") or 2 * DEFAULT_LENGTH
+        if positions < 2 * DEFAULT_LENGTH:
+            prompt = response = positions // 2
+            reason = f"half of its {positions} positions each"
+    if max_prompt_length and max_response_length:
+        reason = "as the flags say"
+    return max_prompt_length or prompt, max_response_length or response, reason
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises BadInput where it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error
 
 
 def attention_window(config: PretrainedConfig) -> float:
