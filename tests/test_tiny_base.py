@@ -122,3 +122,10 @@ def test_bad_value_is_named_with_its_flag(data, tmp_path, flag, value):
 def test_a_model_is_not_replaced_unasked(data, model_folder):
     with pytest.raises(BadInput, match="--output_dir .*--overwrite"):
         tiny_base.main(tiny_base.Args(data=str(data), output_dir=str(model_folder), **SMALL))
+
+
+def test_overwriting_replaces_a_model_and_nothing_else(data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInput, match="--output_dir .* holds no model, and --overwrite replaces nothing else"):
+        tiny_base.main(tiny_base.Args(data=str(data), output_dir=str(tmp_path), overwrite=True, **SMALL))
+    assert (tmp_path / "thesis.tex").exists()

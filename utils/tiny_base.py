@@ -89,6 +89,8 @@ def check(args: Args) -> None:
             f"must be a multiple of twice --num_heads {args.num_heads}")
     require(args.overwrite or not Path(args.output_dir).exists(), "--output_dir", args.output_dir,
             "exists; give --overwrite to replace it")
+    is_model = (Path(args.output_dir) / "config.json").is_file() or not Path(args.output_dir).exists()
+    require(is_model, "--output_dir", args.output_dir, "holds no model, and --overwrite replaces nothing else")
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
