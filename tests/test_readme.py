@@ -1,10 +1,12 @@
 """The README's examples work as they stand."""
 
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
 import rewards
+from launch_scripts import run
 from rewards import score
 from utils.data import load_problems
 
@@ -29,6 +31,17 @@ def test_the_verifier_of_ones_own_judges(monkeypatch):
     monkeypatch.setitem(rewards.VERIFIERS, "chess", module.verify)
     for completion, reward in (("<answer> e4 </answer>", 1.0), ("<answer> d4 </answer>", 0.1), ("e4", 0.0)):
         assert score("chess", completion, {"move": "e4"}).reward == reward
+
+
+def test_the_command_lines_of_run_py_are_accepted(monkeypatch, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^ *python launch_scripts/run\.py (.*?)(?: *#.*)?$", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        own, dashes, further = line.partition(" -- ")
+        assert run.main([*shlex.split(own), "--dry_run", *shlex.split(dashes + further)]) == 0
+        assert capsys.readouterr().out.startswith("# ")
 
 
 def test_every_file_that_is_named_exists():

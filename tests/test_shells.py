@@ -111,6 +111,30 @@ def test_quickstart_takes_the_gpus_that_are_visible(checkout):
         assert (checkout / "record").read_text().splitlines()[3].startswith(f"--quiet {words} training/uft.py ")
 
 
+def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path):
+    """Also where shells that are started read a file that puts another one on PATH."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text('#!/bin/sh\necho "$*" >>calls\n')
+    python.chmod(0o755)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "deepspeed").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "other" / "deepspeed").chmod(0o755)
+    (tmp_path / "other" / "start").write_text(f"PATH='{tmp_path}/other':$PATH\n")
+    variables = {"BASH_ENV": str(tmp_path / "other" / "start"), "TASKS": "countdown tree5", "SEEDS": "0"}
+    result = bash(["launch_scripts/compare_tiny.sh"], checkout, **variables)
+    assert result.returncode == 0, result.stderr
+    logs = "".join(path.read_text() for path in (checkout / "runs").glob("**/logs/*.txt"))
+    words = (checkout / "record").read_text().splitlines()[3::4]
+    started = sorted(line.split(" training/")[1].split(".py")[0] for line in words)
+    assert not logs and started == ["r3", "r3", "rft", "rft", "rft", "sft", "stage", "stage", "uft", "uft"]
+    ports = {line.split("--master_port ")[1].split()[0] for line in words}
+    assert ports == {"29500", "29501"}  # two side by side
+    assert "utils.tasks.tree --output_dir runs/compare_tiny/tree5/data --depth 5 --branching 4 --train_problems 512 " \
+           "--test_problems 256" in (checkout / "calls").read_text()
+    assert bash(["launch_scripts/compare_tiny.sh"], checkout, TASKS="tree7").returncode == 2
+
+
 def test_setup_makes_an_environment_whatever_is_exported(checkout, tmp_path):
     """From a Python in a folder with a space; included files count, what PYTHONPATH and PIP_USER say does not."""
     (tmp_path / "my python").mkdir()
