@@ -11,8 +11,11 @@ follow after `--`, such as `-- --check` or `-- --resume`; they overrule the reci
 Everything runs from the repository root, which relative paths refer to.
 """
 
+from __future__ import annotations  # an old `python` gets as far as to call the environment's
+
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shlex
@@ -225,11 +228,23 @@ def main(words: list[str]) -> int:
     print(f"# {what}")
     for words in commands:
         print(shlex.join(words), flush=True)
+        if not args.dry_run and importlib.util.find_spec("deepspeed") is None:
+            print(f"run.py: error: {sys.executable} has no DeepSpeed; first: source launch_scripts/setup.sh auto",
+                  file=sys.stderr)
+            return 2
         status = 0 if args.dry_run else subprocess.run(words, cwd=ROOT, env=environment(args)).returncode
         if status:
             return status if status > 0 else 128 - status  # ended by a signal
     return 0
 
 
+def become_the_environments_python() -> None:
+    """Start again as the Python of .venv, which setup.sh makes, where that is there and this one has no DeepSpeed."""
+    python = ROOT / ".venv" / "bin" / "python"
+    if importlib.util.find_spec("deepspeed") is None and python.is_file() and Path(sys.prefix) != ROOT / ".venv":
+        os.execv(python, [str(python), *sys.argv])
+
+
 if __name__ == "__main__":
+    become_the_environments_python()
     sys.exit(main(sys.argv[1:]))

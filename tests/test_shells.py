@@ -135,6 +135,28 @@ def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path)
     assert bash(["launch_scripts/compare_tiny.sh"], checkout, TASKS="tree7").returncode == 2
 
 
+def bare_python(words: list[str]) -> subprocess.CompletedProcess:
+    """A Python without any package, such as the system's."""
+    return subprocess.run([sys.executable, "-S", *words], capture_output=True, text=True)
+
+
+def test_run_py_goes_on_as_the_environments_python(checkout):
+    """Started by any `python`, as the authors' README has it."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    script = str(checkout / "launch_scripts" / "run.py")
+    assert bare_python([script, "--model", "a b", "--eval"]).stdout == f"{script} --model a b --eval\n"
+
+
+def test_run_py_says_that_there_is_no_environment(checkout):
+    shutil.rmtree(checkout / ".venv")
+    result = bare_python([str(checkout / "launch_scripts" / "run.py")])
+    assert result.returncode == 2 and "has no DeepSpeed; first: source launch_scripts/setup.sh auto" in result.stderr
+    assert bare_python([str(checkout / "launch_scripts" / "run.py"), "--dry_run"]).stdout.count("\n") == 2
+
+
 def test_setup_makes_an_environment_whatever_is_exported(checkout, tmp_path):
     """From a Python in a folder with a space; included files count, what PYTHONPATH and PIP_USER say does not."""
     (tmp_path / "my python").mkdir()
