@@ -172,9 +172,10 @@ def evaluation(args: argparse.Namespace, further: list[str]) -> tuple[str, list[
     runs = [f"{folder}/rft", f"{folder}/sft"] if args.algo == "sft_rft" else [folder]
     checkpoint = next((found for found in map(latest, runs) if found), None)
     where = f"{folder}_eval_{checkpoint.parent.name if checkpoint else 'base'}"
+    lengths = {"max_prompt_length": 0, "max_response_length": 0} if checkpoint else {}  # 0: as the run was trained with
     what = checkpoint or args.model + f" (there is no checkpoint in {folder})" * (args.data not in EVALUATED_ONLY)
     return (f"evaluation of {what} on {args.data}: {gpus(args)}, greedy, no hints, into {where}",
-            [*command("eval", args, str(checkpoint or args.model), where, {}), *further])
+            [*command("eval", args, str(checkpoint or args.model), where, lengths), *further])
 
 
 def both_halves(args: argparse.Namespace, further: list[str]) -> list[list[str]]:

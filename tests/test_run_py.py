@@ -132,6 +132,7 @@ def test_eval_evaluates_the_latest_checkpoint_or_the_model_and_tells_which(run_p
     _, [command], _, _ = run_py(f"{line} -- --overwrite")
     assert f"--model {run_folder}/checkpoints/step_25/hf " in command and command.endswith(" --overwrite")
     assert f"runs/{algo}_m_countdown_0_eval_step_25 " in command
+    assert "--max_prompt_length 0 --max_response_length 0 " in command  # those of the run
     assert run_py.first.startswith(f"# evaluation of {run_folder}/checkpoints/step_25/hf on countdown: ")
 
 
