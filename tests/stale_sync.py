@@ -1,5 +1,5 @@
-"""training/rft.py with an engine that leaves out one sync, the third: the second rollout comes from old weights. Takes
-the flags of the script.
+"""training/rft.py, or without --group_size training/sft.py, with an engine that leaves out one sync, the third: what is
+sampled then comes from old weights. Takes the flags of the script.
 
     deepspeed --num_gpus 2 tests/stale_sync.py --engine vllm ...
 """
@@ -10,10 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training import rft
+from training import rft, sft
 from utils.checks import launch
 
-build_engine = rft.build_engine
+script = rft if "--group_size" in sys.argv else sft
+build_engine = script.build_engine
 
 
 def build_forgetful_engine(*args, **flags):
@@ -23,5 +24,5 @@ def build_forgetful_engine(*args, **flags):
     return engine
 
 
-rft.build_engine = build_forgetful_engine
-launch(rft.main, rft.Args)
+script.build_engine = build_forgetful_engine
+launch(script.main, script.Args)

@@ -9,7 +9,8 @@ from transformers import Qwen2Config
 
 from inference import hybrid_engine
 from inference.hybrid_engine import check_engine, choose_engine
-from tests.launching import launch, succeed, training_lines
+from tests.float64 import CLOSE, IN_FLOAT64
+from tests.launching import evaluation_lines, launch, succeed, training_lines
 from tests.models import CPU, random_groups, scorer, tiny_model
 from utils import metrics
 from utils.checks import BadInput, RunStopped
@@ -91,14 +92,16 @@ def groups_sampled_from(model, offset: float = 0.0):
     return groups
 
 
+@pytest.mark.float64
+@pytest.mark.numerics
 def test_mismatch_is_the_mean_and_the_maximum_over_a_few_sampled_tokens():
     model = tiny_model()
     actor = scorer(model)
     numbers = engine_mismatch(groups_sampled_from(model), actor, CPU, limit=1e-4, max_tokens=99)
-    assert 0 < numbers["logprob_mismatch"] <= numbers["logprob_mismatch_max"] < 1e-5
+    assert 0 <= numbers["logprob_mismatch"] <= numbers["logprob_mismatch_max"] < CLOSE["atol"]
     numbers = engine_mismatch(groups_sampled_from(model, offset=-0.3), actor, CPU, limit=0.2, max_tokens=99)
-    assert numbers["logprob_mismatch_max"] == pytest.approx(0.3, abs=1e-5)
-    assert numbers["logprob_mismatch"] == pytest.approx(0.3 * 4 / (4 + 6 + 5), abs=1e-5)  # first responses
+    assert numbers["logprob_mismatch_max"] == pytest.approx(0.3, abs=CLOSE["atol"])
+    assert numbers["logprob_mismatch"] == pytest.approx(0.3 * 4 / (4 + 6 + 5), abs=CLOSE["atol"])  # first responses
 
 
 def test_only_a_few_tokens_are_scored(monkeypatch):
@@ -151,38 +154,55 @@ def test_a_sync_that_is_left_out_stops_the_run(tmp_path, flags):
     assert [line["step"] for line in training_lines(tmp_path / "run")] == [1]
 
 
+def test_a_sync_that_is_left_out_stops_sft_too(tmp_path, flags):
+    """Which samples nothing, but would evaluate the old weights."""
+    own = {flag: value for flag, value in flags.items() if flag not in ("group_size", "kl_coef")} | {
+        "max_length": 96, "engine": "torch", "zero_stage": 3, "max_logprob_mismatch": 1e-3, "eval_every": 1,
+        "output_dir": tmp_path / "run"}
+    result = launch("tests/stale_sync.py", own, num_processes=2)
+    assert result.returncode != 0
+    assert result.stderr.count("stopped: the engine's log-probabilities differ") == 1
+    lines = evaluation_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1] and all(0 < line["logprob_mismatch"] < 1e-4 for line in lines)
+
+
 # ----- the engine's log-probabilities in the loss -----
 
 
+@pytest.mark.numerics
 def test_engine_logprobs_give_the_losses_of_recomputed_ones(tmp_path, flags):
-    """To the rounding by which the two differ; with a cap that cuts nothing."""
+    """In float64, with a cap that cuts nothing."""
     lines = {}
     for old in ("actor", "engine"):
         own = {"old_logprobs": old, "max_engine_ratio": 100, "zero_stage": 0, "output_dir": tmp_path / old}
-        succeed(launch("training/rft.py", flags | own, num_processes=1))
+        succeed(launch("training/rft.py", flags | own, num_processes=1, **IN_FLOAT64))
         lines[old] = training_lines(tmp_path / old)
     for actors, engines in zip(lines["actor"], lines["engine"], strict=True):
         for name in ("loss", "pg_loss", "entropy", "grad_norm", "accuracy", "response_tokens"):
-            assert engines[name] == pytest.approx(actors[name], rel=1e-3, abs=1e-5), name
+            assert engines[name] == pytest.approx(actors[name], rel=CLOSE["rtol"], abs=CLOSE["atol"]), name
         assert "engine_ratio" not in actors
         assert 0.9 < engines["engine_ratio"] < 1.1 < engines["engine_ratio_max"] and engines["engine_ratio_capped"] == 0
 
 
+@pytest.mark.float64
+@pytest.mark.numerics
 def test_importance_weights_are_truncated_per_token():
     ratios = torch.tensor([0.5, 1.5, 3.0, 8.0])
     logprobs = ratios.log().requires_grad_()
     for advantage, losses, slopes in ((1.0, [-0.5, -1.2, -1.2, -1.2], [-0.5, 0, 0, 0]),
                                       (-1.0, [0.8, 1.5, 3.0, 4.0], [0, 1.5, 3.0, 0])):
         loss = clipped_surrogate(logprobs, torch.zeros(4), torch.full((4,), advantage), 0.2, max_ratio=4.0)
-        torch.testing.assert_close(loss, torch.tensor(losses))
+        torch.testing.assert_close(loss, torch.tensor(losses), **CLOSE)
         [slope] = torch.autograd.grad(loss.sum(), logprobs)
-        torch.testing.assert_close(slope, torch.tensor(slopes))
+        torch.testing.assert_close(slope, torch.tensor(slopes), **CLOSE)
 
 
+@pytest.mark.float64
+@pytest.mark.numerics
 def test_ratios_are_logged_as_mean_maximum_and_share_over_the_cap():
     losses = LossMeans()
     mask = torch.tensor([True, True, False])
     losses.add_ratios(torch.tensor([1.0, 3.0, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)
     losses.add_ratios(torch.tensor([0.5, 2.5, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)
     expected = {"engine_ratio": 7 / 4, "engine_ratio_capped": 2 / 4, "engine_ratio_max": 3.0}
-    assert losses.means(num_updates=1) == pytest.approx(expected)
+    assert losses.means(num_updates=1) == pytest.approx(expected, rel=CLOSE["rtol"])

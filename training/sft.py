@@ -22,11 +22,11 @@ from utils.checks import check_numbers, check_output_dir, launch, lock_output_di
 from utils.data import best_constant_answer, problems_of_step
 from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
-from utils.hints import build_demonstration, check_demonstration_lengths
+from utils.hints import build_demonstration, build_prompt, check_demonstration_lengths
 from utils.inspection import describe_group
 from utils.logger import Logger
 from utils.losses import masked_mean
-from utils.metrics import LossMeans, Stopwatch, count_tokens
+from utils.metrics import GUARD_PROMPTS, LossMeans, Stopwatch, count_tokens, engine_mismatch
 from utils.packing import pack_mini_batches
 from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.report import closing_table, plot_curves
@@ -75,6 +75,7 @@ class Args:
     engine_memory_fraction: float = 0.3  # vllm: share of the GPU's memory that it takes, its weights included
     sleep_level: Literal[0, 1, 2] = 0  # vllm: gives back while the actor learns: 1 its cache, 2 its weights too
     tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
+    max_logprob_mismatch: float = 0.1  # the run stops if engine and actor differ by more, nats per token on average
     timeout_minutes: float = 30.0  # a process that gets nowhere, or waits for the others, for so long ends the run
     tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
     dry_run: Literal["auto", "always", "never"] = "auto"  # the worst micro-batch before step 1; auto: with CUDA
@@ -111,7 +112,7 @@ def main(args: Args) -> None:
     )
     check_numbers(
         args, positive=("total_steps", "eval_every", "save_every", "lr", "max_grad_norm", "kv_cache_gb",
-                        "engine_memory_fraction", "max_skipped_updates"),
+                        "engine_memory_fraction", "max_logprob_mismatch", "max_skipped_updates"),
         not_negative=("seed", "keep_last", "keep_every", "resume_step", "weight_decay"), below_one=("beta1", "beta2"),
         fractions=("warmup", "engine_memory_fraction"), minutes=("timeout_minutes",),
     )
@@ -168,8 +169,15 @@ def main(args: Args) -> None:
             engine.sync()
             responses = evaluate(engine, inputs.test_problems, tokenizer, args.max_prompt_length,
                                  args.max_response_length, args.bos)
+            few = [build_prompt(problem, tokenizer, args.max_prompt_length, args.bos)
+                   for problem in distributed.share(demonstrations[: args.mini_batch_prompts])[:GUARD_PROMPTS]]
+            groups = engine.generate(few, 1, args.max_response_length, temperature=1.0, seed=args.seed, step=done)
             engine.sleep()
-            logger.log_evaluation(done, {f"eval/{name}": value for name, value in summary(responses).items()})
+            mismatch = engine_mismatch(groups, actor, device, args.max_logprob_mismatch,
+                                       args.max_tokens_per_micro_batch)
+            logger.log_evaluation(
+                done, mismatch | {f"eval/{name}": value for name, value in summary(responses).items()}
+            )
             logger.log_sample(done, **responses[done % len(responses)].texts(), kind="evaluation")
         if done > start and (done % args.save_every == 0 or is_end or is_interrupted):
             checkpoint.save(args.output_dir, done, actor, tokenizer, run, args.keep_last, args.keep_every)

@@ -59,6 +59,7 @@ def rollout_metrics(
 
 
 GUARD_TOKENS = 256  # of each process, scored at each step to compare the engine with the actor
+GUARD_PROMPTS = 4  # of each process, sampled for it where training samples nothing
 
 
 def engine_mismatch(
