@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import platform
 import time
@@ -61,7 +62,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
             device_id = device if backend == "nccl" and world_size > 1 else None  # as DeepSpeed would
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
                                     device_id=device_id)
-        deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # "... built successfully", from each rank
+            deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
