@@ -1,12 +1,12 @@
 r"""One number, compared exactly (GSM8K, AIME, AMC).
 
-A number is `1,234`, `-0.5`, `3/4`, `\frac{3}{4}`, `1 1/2`, `5e3` or `5 \times 10^{3}`. Around it may stand currency
-and percent signs, degrees, brackets, `$...$`, `\boxed{}`, `\text{}`, a name (`x =`) and a unit in words (`18
-dollars`, `5 km/h`, `3 m^2`): none of them changes the value, so `50%` is 50 and not 1/2. Several numbers must be
-equal, and be joined by `= , ; :`, `and`, `or` alone (`1/2 = 0.5`); `9 * 2 = 18` and `2 plus 2` are unparsable. So are
-words that change a number (`not 18`, `5 million`, `negative 5`, `5 squared`, `log 5`) or spell one, a letter that can
-only be a variable (`5x`), digits that are not ASCII, invisible characters other than spaces, and all that is longer
-than MAX_ANSWER_CHARS.
+A number is `1,234`, `-0.5`, `3/4`, `\frac{3}{4}`, `1 1/2`, `0.1\overline{6}`, `5e3` or `5 \times 10^{3}`. Around it may
+stand currency and percent signs, degrees, brackets, `$...$`, `\boxed{}`, `\text{}`, a name (`x =`, `m + n =`) and a
+unit in words (`18 dollars`, `5 km/h`, `3 m^2`): none of them changes the value, so `50%` is 50 and not 1/2. Several
+numbers must be equal, and be joined by `= , ; :`, `and`, `or` alone (`1/2 = 0.5`); `9 * 2 = 18`, `x^2 = 18` and `2 plus
+2` are unparsable. So are words that change a number (`not 18`, `5 millions`, `negative 5`, `5 squared`, `log 5`) or
+spell one, a letter that can only be a variable (`5x`) or is a thousand (`18K`), digits that are not ASCII, invisible
+characters other than spaces, and all that is longer than MAX_ANSWER_CHARS.
 """
 
 import re
@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 from rewards.answer import CORRECT, NO_ANSWER, UNPARSABLE, WRONG_RESULT, Score, last_answer
+from rewards.units import POWER, UNIT_LETTERS, VALUE_WORDS
 
 MAX_ANSWER_CHARS = 300
 MAX_EXPONENT = 400  # of ten: with the length it bounds every number to about 700 digits
@@ -24,7 +25,8 @@ DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]
 NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)\s*
     (?:
-        (?:(?P<whole>[0-9]+)\s*)?\\[dtc]?frac\s*
+        (?P<before>[0-9]*)\.(?P<once>[0-9]*)\\(?:overline|bar|dot)\s*(?:\{{\s*(?P<again>[0-9]+)\s*\}}|(?P<again_digit>[0-9]))
+      | (?:(?P<whole>[0-9]+)\s*)?\\[dtc]?frac\s*
             (?:\{{\s*(?P<upper_sign>[-+]?)\s*(?P<upper>{DECIMAL})\s*\}}|(?P<upper_digit>[0-9]))\s*
             (?:\{{\s*(?P<lower>{DECIMAL})\s*\}}|(?P<lower_digit>[0-9]))
       | (?:(?P<plain_whole>[0-9]+)[ ]+)?(?P<plain_upper>{DECIMAL})\s*/\s*(?P<plain_lower>{DECIMAL})
@@ -33,29 +35,21 @@ NUMBER = re.compile(
     )""",
     re.VERBOSE,
 )
+TEXT = "text|mbox|textbf|textrm|mathrm|mathbf"
+BEFORE_UNIT = rf"\s*(?:\\(?:{TEXT})\s*\{{[\s~]*)?"
 TOKEN = re.compile(
     rf"""(?P<number>{NUMBER.pattern})
-    | (?P<word>[A-Za-z]+)(?:\^(?:[23]|\{{[23]\}})(?![0-9]))?
+    | (?<![A-Za-z0-9])(?P<sum>[A-Za-z](?:\s*\+\s*[A-Za-z](?![A-Za-z]))+)(?=\s*=)
+    | (?<![A-Za-z])(?P<equation>[A-Za-z]\s*/\s*[A-Za-z]|[a-z]\s*[a-z]|[A-Za-z](?:{POWER}|[\u00b2\u00b3]))(?=\s*=)
+    | (?P<word>[A-Za-z]+)(?:\s*\}}?\s*(?:{POWER})|[\u00b2\u00b3])?
     | (?P<joint>[=,;:])
-    | [\s.?'"()\[\]{{}}*~] | /(?=\s*[A-Za-z]) | \\(?:boxed|fbox|text|mbox|textbf|mathrm|mathbf|left|right)(?![A-Za-z])
+    | [\s.?'"()\[\]{{}}*~] | \\(?:boxed|fbox|left|right|{TEXT})(?![A-Za-z])
+    | (?:/|(?P<cdot>\\cdot(?![A-Za-z])))(?={BEFORE_UNIT}[A-Za-z])
     | (?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
 SPACING = re.compile(r"\\[!,]|\\displaystyle(?![A-Za-z])")  # what leaves no gap between digits
 SIGNS = re.compile(r"\\?[$%]|[\u20ac\u00a3\u00a5\u00b0]|\^\s*(?:\\circ|\{\s*\\circ\s*\})(?![A-Za-z])|\\[ ;:]")
-UNIT_LETTERS = frozenset("aAcCdFgGhJKlLmNsVW")  # the only single letters that may follow a number
-VALUE_WORDS = frozenset(
-    re.findall(
-        "[a-z]+",
-        "not no never nor neither none except without minus plus times negative over divided by point squared cubed "
-        "factorial pi sqrt root inverse reciprocal infinity half halves third thirds quarter quarters fourth fourths "
-        "fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths "
-        "thousandth thousandths millionth millionths hundred thousand million billion trillion dozen pair double twice "
-        "triple zero one two three four five six seven eight nine ten eleven twelve "
-        "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
-        "ninety",
-    )
-)
 CHANGING_WORDS = VALUE_WORDS | {"log", "ln", "exp", "sin", "cos", "tan"}  # the functions stand in mathematics
 
 
@@ -97,6 +91,9 @@ def parse(text: str) -> set[Fraction] | None:
                 return None
             values.add(value)
             since_number = []
+        elif token["sum"] is not None:  # `m + n = 18`: names what AIME asks for
+            if since_number is not None:
+                since_number.append(token["sum"])
         elif token["word"] is not None:
             word = token["word"]
             if word.lower() in CHANGING_WORDS or (since_number == [] and len(word) == 1 and word not in UNIT_LETTERS):
@@ -105,7 +102,7 @@ def parse(text: str) -> set[Fraction] | None:
                 since_number.append(word.lower())
         elif token["joint"] is not None and since_number is not None:
             since_number.append(token["joint"])
-        elif token["other"] is not None:
+        elif token["other"] or token["equation"] or (token["cdot"] and not since_number):
             return None
     return values or None
 
@@ -123,7 +120,11 @@ def parse_number(text: str) -> Fraction | None:
 
 def match_value(match: re.Match[str]) -> Fraction | None:
     """The value of a match of NUMBER; None for a denominator of 0, too large an exponent, or `1\\frac{-1}{2}`."""
-    if match["decimal"] is not None:
+    if match["once"] is not None:
+        once, again = match["once"], match["again"] or match["again_digit"]
+        value = Fraction(int(once + again) - int(once or 0), 10 ** len(once) * (10 ** len(again) - 1))
+        lower, whole = Fraction(1), int(match["before"] or 0)
+    elif match["decimal"] is not None:
         value, lower = decimal(match["decimal"]), Fraction(1)
         exponent = int(match["e"] or match["power"] or 0)
         if abs(exponent) > MAX_EXPONENT:

@@ -69,6 +69,23 @@ def answered(answer: str, target: object = "18", data_source: str = "openai/gsm8
         ("**18**", Fraction(18)),
         ("x = 18", Fraction(18)),
         ("The answer is: 18.", Fraction(18)),
+        ("m+n = 18", Fraction(18)),
+        ("$m + n = 18$", Fraction(18)),
+        (r"\boxed{p+q+r=18}", Fraction(18)),
+        ("The sum is a + b = 18.", Fraction(18)),
+        ("18 cm\u00b2", Fraction(18)),
+        ("18 m\u00b3", Fraction(18)),
+        (r"18 \text{ cm}^2", Fraction(18)),
+        (r"18 \mathrm{cm}^{2}", Fraction(18)),
+        (r"18 \text{ m}/\text{s}^2", Fraction(18)),
+        (r"18 \mathrm{~km} / \mathrm{h}", Fraction(18)),
+        (r"18 \text{ N} \cdot \text{m}", Fraction(18)),
+        ("18 m s^{-1}", Fraction(18)),
+        (r"0.\overline{3}", Fraction(1, 3)),
+        (r"-1.1\overline{6}", Fraction(-7, 6)),
+        (r".\bar3", Fraction(1, 3)),
+        (r"0.\dot{3} = 1/3", Fraction(1, 3)),
+        (r"3.1\overline{42}", Fraction(3111, 990)),
         ("1/2 = 0.5", Fraction(1, 2)),
         ("18 or 18.0", Fraction(18)),
     ],
@@ -103,6 +120,34 @@ def test_what_is_not_one_number_is_unparsable(answer):
     assert answered(answer) == UNPARSABLE
 
 
+WORDS_OF_QUANTITY = ("million millions billions thousand thousands hundreds tens dozens pairs lakh lakhs crore crores "
+                     "mln bn sixteenths tenths")  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS_OF_QUANTITY.split())
+def test_a_word_of_quantity_changes_the_number_in_singular_and_plural(word):
+    for answer in (f"18 {word}", f"18 {word.title()} people", rf"18\text{{ {word}}}"):
+        assert answered(answer) == UNPARSABLE
+
+
+@pytest.mark.parametrize("answer", ["18K", r"18\text{K}", "18 K", "18k", "18M", "18B", "18a", "18 c", "18 d"])
+def test_a_letter_that_may_be_a_thousand_or_a_variable_is_no_unit(answer):
+    assert answered(answer) == UNPARSABLE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "x^2 = 18", "x\u00b2 = 18", "x^{-1} = 18", "x/y = 18", "xy = 18", "x y = 18", "2x = 18", "-x = 18", "|x| = 18",
+        "2m+n = 18", "2 m+n = 18", "m+n+1 = 18", "m-n = 18", "18 + m+n = 18", "18 m+n = 18", "18 = m+n = 18",
+        "f(2) = 18", "m+n+18", r"18 \cdot m", r"18 dol\cdotlars", "18^{-1}", r"\overline{3}",
+        r"0.\overline{}", r"0.\overline{1}8",
+    ],
+)  # fmt: skip
+def test_an_equation_in_anything_but_a_name_or_a_sum_of_names_is_not_its_right_side(answer):
+    assert answered(answer) in (UNPARSABLE, WRONG_RESULT)
+
+
 @pytest.mark.parametrize("target", [18, 18.0, np.int64(18), np.float64(18), " 18 ", "18 dollars", r"\boxed{18}"])
 def test_the_target_may_be_text_or_a_number(target):
     assert answered("18", target) == CORRECT
@@ -126,6 +171,7 @@ def test_the_data_sources_share_the_rules_and_only_the_last_closed_block_counts(
 
 
 HUGE = ["9", "9/", "1e9", ",111", "-", " ", "1 ", r"\frac{", "a", "=18", "((", r"\boxed{", "10^", "9.9", "^\\circ"]
+HUGE += ["a+", "a + ", ".\\bar9", "m^2", "m}^2", "/\\text{~"]
 
 
 @pytest.mark.parametrize("part", HUGE)
