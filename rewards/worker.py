@@ -29,6 +29,8 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy,
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 
+from rewards.math import split
+
 MAX_MEMORY = 2 * 1024**3  # bytes of address space
 SPARE_SECONDS = 3  # of processor time, after which the process ends though nobody stops it
 NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
@@ -41,7 +43,17 @@ HARMLESS = re.compile(
 
 
 def compare(target: str, answer: str) -> str:
-    """"unparsable" where the grammar has no such answer. A target that it does not have differs from every answer."""
+    """"unparsable" where the grammar has no such answer. A target that it does not have differs from every answer.
+
+    For a target that is no equation each side of a chain in the answer must be equal to the last one."""
+    chains = [[answer]] if "=" in target else [split(part, "=") for part in split(answer, ",")]
+    pairs = [(target, ",".join(chain[-1] for chain in chains))]
+    pairs += [(chain[-1], side) for chain in chains for side in chain[:-1]]
+    verdicts = (compare_one(*pair) for pair in pairs)
+    return next((verdict for verdict in verdicts if verdict != "equal"), "equal")
+
+
+def compare_one(target: str, answer: str) -> str:
     try:
         parsed = parse(answer)
     except MemoryError:

@@ -150,6 +150,113 @@ def test_math_verify_judges_what_the_first_rules_leave():
     assert all(isinstance(in_process(answer, target), Comparison) for answer, target, _ in COMPARED[:8])
 
 
+def rewarded(target: str, answers: list[str]) -> list[str]:
+    """Those that score 1.0."""
+    scores = score_all([item(answer, target) for answer in answers])
+    return [answer for answer, one in zip(answers, scores, strict=True) if one.reward == 1.0]
+
+
+# ---- equations ----
+
+
+def test_an_equation_in_something_else_is_not_its_right_side():
+    for target, answers in [
+        ("4", ["2x=4", "x^2=4", "x+1=4", "x-y=4", "5-3=4", "f(2)=4", "-x=4", "|x|=4", "xy=4", "2xy=4", "x/y=4", "4 =",
+               "m+2n=4", "m+n+1=4", "n(n+1)=4", r"\frac{x}{2}=4", r"\sqrt{x}=4", r"\sin x=4", "2^{x}=4", r"\pi=4",
+               "AB+1=4", "4=2x", "x^2==4", r"x^2 = 4 \cdot 1", "2x = 2+2 = 4", r"2x \equiv 4", r"5 \equiv 4", "x=5=4",
+               "x = 4 = 5"]),
+        ("3", ["1+1=3", "1+2=4", "1+2=3=4"]),
+        ("5,6", ["2x=5,6", "x^2=5, x=6", "3=5, 6"]),
+        ("(5,6)", ["(2,3)=(5,6)", "2x=(5,6)", "(x,2)=(5,6)"]),
+        ("x=5", ["2x=5", "y=5", "1+1=5", "f(2)=5"]),
+    ]:  # fmt: skip
+        assert rewarded(target, answers) == []
+
+
+def test_names_of_what_was_asked_and_true_chains_are_left_out():
+    for target, answers in [
+        ("4", ["x=4", "x==4", "= 4", "4 = x", "x = y = 4", "f(x)=4", "P(A) = 4", r"\alpha=4", "x_1=4", "x_{12} = 4",
+               "AB=4", r"\angle ABC = 4^\circ", "[ABC] = 4", "m+n=4", "a + b + c = 4", r"x \equiv 4", "2+2=4",
+               "x=2+2=4", "x = 2+2", "8/2 = 4", r"\sum_{n=1}^{2} 2 = 4", r"x = 4\text{ cm}"]),
+        ("5,6", ["x=5, x=6", r"x=5\text{ or }x=6", "x=5,6", "x_1=5, x_2=6", "x=4+1=5, x=6", "5=x, 6=x"]),
+        ("(5,6)", ["(x,y)=(5,6)", "x=(5,6)", "(x, y) = (4+1, 6)", "P=(x,y)=(5,6)"]),
+        ("1234", ["1,234 = 1234", "x = 1,234"]),
+        ("y=2x+3", ["2x+3", "3+2x", "y-3=2x", "2y=4x+6"]),
+    ]:  # fmt: skip
+        assert rewarded(target, answers) == answers
+
+
+# ---- units, degrees, logarithms, repeating decimals, signs of Unicode ----
+
+UNITS = ["km/h", "m", "s", "J", "m/s", "m/s^2", "m^2", "cm^{2}", "cm\u00b2", "kg m^2/s^2", r"N \cdot m", "sq ft", "in",
+         "sq. ft.", "mi", "kW", "Hz", "miles/hour", "dollars/day", "square units", r"\mathrm{~km} / \mathrm{h}",
+         r"\text{ km/h}", r"\text{ m/s}^2", r"\text{ m}/\text{s}", r"\mathrm{m\,s^{-1}}", r"\text{ cm}^2",
+         r"\mathrm{cm}^{3}", r"\rm{cm}", r"\mathrm{~K}",
+         r"\text{ kcal m}^{-2} \text{yr}^{-1}", r"^\circ C", r"^\circ\text{C}", "\u00b0C"]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=ascii)
+def test_a_unit_changes_nothing(unit):
+    assert in_process(f"25 {unit}", "25") == in_process(f"$x = 25 {unit}$.", "25") == CORRECT
+    assert in_process(rf"\frac12 {unit}", r"\frac{1}{2}") == CORRECT
+    assert in_process(f"24 {unit}", "25") == WRONG_RESULT
+
+
+def test_what_may_be_a_variable_a_thousand_or_another_number_is_no_unit():
+    answers = ["5 x", "5x", "5m", "5 n", "5 ab", "5 xy", "5 xyz", "5/m", "5 cm/2", "5 + 1 cm", "5\u00b2", "5K", "5k",
+               "5 M", r"5\text{K}", r"5\text{k}", r"5\text{ M}", r"5\text{B}", "25, 26 m", "5 cm or 6 cm"]  # fmt: skip
+    assert rewarded("5", answers) == []
+    for target in ("2n", "2 m", "2 m/s", "2 n", "2 J"):
+        assert rewarded(target, ["2"]) == []
+
+
+@pytest.mark.parametrize("word", ["million", "millions", "thousands", "dozens", "hundreds", "pairs", "lakh", "crores",
+                                  "tens", "bn", "mln", "sixteenths"])  # fmt: skip
+def test_a_word_of_quantity_changes_the_number_in_singular_and_plural(word):
+    answers = [f"5 {word}", rf"5\text{{ {word}}}", f"5 {word} dollars", rf"5 \mathrm{{~{word.title()}}}"]
+    assert rewarded("5", answers) == []
+
+
+def test_two_texts_of_letters_are_equal_or_not_and_no_products():
+    for target, answer in [("on", "no"), ("ABC", "CBA"), ("AB", r"\text{BA}"), ("cat", "act"), ("no", "on")]:
+        assert in_process(answer, target) == in_process(answer, rf"\text{{{target}}}") == WRONG_RESULT
+        assert in_process(target, target) == in_process(rf"\text{{{target}}}", target) == CORRECT
+
+
+def test_the_halves_of_a_day_are_told_apart_where_both_are_named():
+    right = ["10 pm", "10 p.m.", r"10\text{ pm}", "10"]
+    assert rewarded(r"10\text{ p.m.}", right) == right
+    assert rewarded(r"10\text{ p.m.}", ["10 am", "10 a.m.", r"10\text{ a.m.}", "11 pm"]) == []
+
+
+def test_degrees_of_a_sine_are_no_radians():
+    half = [r"\sin 30^\circ", r"\sin{30^{\circ}}", r"\sin(30^\circ)", "\\cos 60\u00b0", r"2\sin 15^\circ\cos 15^\circ",
+            r"\sin^2 45^\circ", r"\sin 30\degree"]  # fmt: skip
+    assert rewarded(r"\frac12", [*half, r"\sin 30"]) == half
+    assert rewarded(r"\sin 20^\circ", [r"\sin 20^{\circ}", r"\cos 70^\circ", r"\sin 20"]) == [
+        r"\sin 20^{\circ}", r"\cos 70^\circ"]  # fmt: skip
+
+
+def test_a_base_of_a_logarithm_may_have_braces():
+    right = [r"\log_2 3", r"\log_{2} 3", r"\log_{2}{3}", r"\log_2(3)", r"\frac{\ln 3}{\ln 2}"]
+    for target in right[:2]:
+        assert rewarded(target, [*right, r"\log_3 2", r"\log_{23}", r"\log 3"]) == right
+
+
+def test_repeating_decimals_are_exact():
+    right = [r"0.\overline{3}", r"0.\overline3", r".\bar{3}", r"0.\dot{3}", r"0.3\overline{3}"]
+    assert rewarded(r"\frac13", [*right, "0.3", r"0.\overline{33}4", r"\overline{3}", r"0.0\overline{3}"]) == right
+    assert rewarded(r"0.1\overline{6}", ["1/6", r"\frac{1}{6}", "0.16", "0.166667"]) == ["1/6", r"\frac{1}{6}"]
+
+
+def test_signs_of_unicode_are_latex():
+    assert rewarded(r"2\pi", ["2\u03c0", "2 \u03c0 cm", "2pi", "2*pi"]) == ["2\u03c0", "2 \u03c0 cm", "2pi", "2*pi"]
+    assert rewarded(r"3\sqrt{2}", ["3\u221a2", "3\u00b7\u221a(2)", "3\u00d7\u221a2", "\u221a3"]) == [
+        "3\u221a2", "3\u00b7\u221a(2)", "3\u00d7\u221a2"]  # fmt: skip
+    assert rewarded(r"x \le 5", ["x \u2264 5", "x \u2265 5"]) == ["x \u2264 5"]
+    assert rewarded("25", ["5\u00b2", "x\u00b2 = 25"]) == ["5\u00b2"]
+
+
 def test_a_batch_is_scored_in_order_across_data_sources():
     countdown = ("countdown", "<answer> 1 + 2 </answer>", {"target": 3, "numbers": [1, 2]})
     batch = [item("x+1", "1+x"), countdown, item("5", "5"), item("x+2", "1+x"), ("aime", "", {"target": 5})]
@@ -181,7 +288,9 @@ def test_an_error_comes_before_any_comparison(monkeypatch):
         score_all([item("x+1", "1+x"), item("1", "")])
 
 
-HUGE = [r"\frac{", r"\boxed{", r"\text{a}", "{", "$", "1 ", " ", r"\frac1", r"\left(", "a b ", "9,", r"\text{", "x="]
+HUGE = [r"\frac{", r"\boxed{", r"\text{a}", "{", "$", "1 ", " ", r"\frac1", r"\left(", "a b ", "9,", r"\text{", "x=",
+        "a+", "=5", ",a=", "5 cm ", "cm/", r"5 \text{m}", r"\text{m}/", "m^2", "{m/s^", r"5 m\cdot ", "\u221a(",
+        r"\sin 3^\circ", r"9.\bar9", "(a,", "a.m.", "\u03c0", r"\text {a^-1 "]  # fmt: skip
 
 
 @pytest.mark.parametrize("part", HUGE)

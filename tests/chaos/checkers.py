@@ -146,8 +146,9 @@ THOUSANDS = re.compile(r"(?<![0-9.])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|
 FRACTION = re.compile(r"\\[dtc]?frac\s*(\{[^{}]*\}|[0-9])\s*(\{[^{}]*\}|[0-9])")
 POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|[*x])\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]+)\s*\}|([-+]?[0-9]+))")
 DECORATION = re.compile(r"\\?[$%]|[\u20ac\u00a3\u00a5\u00b0]|\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\[ ;:]"
-                        r"|\\(?:boxed|fbox|text|mbox|textbf|mathrm|mathbf|left|right)(?![A-Za-z])")  # fmt: skip
+                        r"|\\(?:boxed|fbox|text|mbox|textbf|textrm|mathrm|mathbf|left|right)(?![A-Za-z])")  # fmt: skip
 ONE_NUMBER = re.compile(rf"([-+]?)\s*(?:([0-9]+)\s+)?([-+]?{UNSIGNED})(?:\s*/\s*({UNSIGNED})|@([-+]?[0-9]+))?")
+REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot) *(\{ *[0-9]+ *\}|[0-9])")
 CHANGES = {  # words after which a number is not what it says
     "not", "no", "never", "minus", "plus", "times", "negative", "over", "squared", "cubed", "million", "billion",
     "thousand", "hundred", "half", "dozen", "pi", "sqrt", "root", "log", "point", "five", "eighteen", "twice",
@@ -160,6 +161,11 @@ def numbers(text: str) -> set[Fraction] | None:
         return None
     text = text.replace(r"\!", "").replace(r"\,", "").replace(r"\displaystyle", "").replace("{,}", ",")
     text = DECORATION.sub(" ", re.sub(r"\s", " ", text.replace("\u2212", "-")))
+    text = re.sub(r"([A-Za-z][^0-9A-Za-z=,;:+/^-]*)\\cdot(?=[ ~{]*[A-Za-z])|(?<=[A-Za-z])[\u00b2\u00b3]", r"\1 ", text)
+    text = re.sub(r"([A-Za-z] *\}?) *\^ ?(?:-?[1-4](?![0-9])|\{ *-?[1-4] *\})", r"\1 ", text)  # of units
+    text = re.sub(r"/(?=[ {~]*[A-Za-z])", " ", text)
+    text = re.sub(r"(?<![A-Za-z0-9])[A-Za-z](?: *\+ *[A-Za-z](?![A-Za-z]))+ *(?==)", " sum ", text)
+    text = REPEATING.sub(repeating, text)
     text = FRACTION.sub(lambda match: f" {match[1].strip('{}').strip()}/{match[2].strip('{}').strip()} ", text)
     text = POWER_OF_TEN.sub(lambda match: f"@{match[1] or match[2]}", text)
     text = re.sub(r"(?<=[0-9])[eE](?=[-+]?[0-9])", "@", text)
@@ -170,8 +176,7 @@ def numbers(text: str) -> set[Fraction] | None:
     for part in re.split(r"[=,;:]|(?<![a-z])(?:and|or)(?![a-z])", text, flags=re.IGNORECASE):
         if {word.lower() for word in re.findall("[A-Za-z]+", part)} & CHANGES:
             return None
-        part = re.sub(r"/\s*(?=[A-Za-z])", " ", part)
-        part = re.sub(r"[A-Za-z]+(?:\^\{?[23]\}?(?![0-9]))?", " ", part)  # units
+        part = re.sub("[A-Za-z]+", " ", part)
         part = re.sub(r"""[?'"()\[\]{}*~]|\.(?![0-9])""", " ", part).strip()
         if part:
             value = one_number(part)
@@ -179,6 +184,13 @@ def numbers(text: str) -> set[Fraction] | None:
                 return None
             values.add(value)
     return values or None
+
+
+def repeating(match: re.Match[str]) -> str:
+    """The decimal as a quotient, in the way of school: ten times, a hundred times it, less itself."""
+    whole, once, again = match[1] or "0", match[2], match[3].strip("{} ")
+    shift, period = 10 ** len(once), 10 ** len(once + again)
+    return f"{int(whole + once + again) - int(whole + once)}/{period - shift}"
 
 
 def one_number(text: str) -> Fraction | None:
