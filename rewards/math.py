@@ -31,7 +31,7 @@ MAX_NESTING = 8
 
 WRAPPED = re.compile(r"\$\$(.*)\$\$|\$(.*)\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 DEGREE = r"(?:(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\^?\s*\\degree)(?![A-Za-z])|\u00b0)"
-DEGREES = re.compile(rf"((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*{DEGREE}")
+DEGREES = re.compile(rf"(?<![0-9.])((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*{DEGREE}")
 OF_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 UNICODE = {"\u03c0": "pi", "\u03b8": "theta", "\u221e": "infty", "\u00d7": "times", "\u00b7": "cdot", "\u2264": "le",
            "\u2265": "ge", "\u00b1": "pm", "\u2248": "approx", "\u2260": "ne"}  # fmt: skip
