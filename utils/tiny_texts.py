@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.countdown import whole
 from utils.data import Problem
 from utils.tasks import countdown, tree
 
@@ -24,7 +25,8 @@ def countdown_texts(folder: Path, test_problems: Sequence[Problem], solved_fract
     reached by chance only. The puzzles of `test_problems` are never among the solved ones. Train puzzles may be: a
     fresh draw can meet them."""
     setting = countdown.load_setting(folder)
-    test_keys = {(tuple(sorted(p.ground_truth["numbers"])), p.ground_truth["target"]) for p in test_problems}
+    truths = [problem.ground_truth for problem in test_problems]
+    test_keys = {(tuple(sorted(map(whole, truth["numbers"]))), whole(truth["target"])) for truth in truths}
     rng = random.Random(f"tiny base {seed}")
     counts = range(setting.min_numbers, setting.max_numbers + 1)
     other_target = setting.min_target
