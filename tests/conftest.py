@@ -11,6 +11,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from tests.float64 import float64  # noqa: E402
 from utils import heartbeat, tiny_base  # noqa: E402
@@ -56,4 +57,13 @@ def base_model(tmp_path_factory, countdown_data) -> Path:
         warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, max_position_embeddings=192,
         tokenizer_texts=300, eval_problems=0, threads=1,
     ))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exact_base_model(tmp_path_factory, base_model) -> Path:
+    """The same weights in a file of float64, for launches that compute in it (float64.IN_FLOAT64)."""
+    folder = tmp_path_factory.mktemp("exact_base_model") / "hf"
+    AutoModelForCausalLM.from_pretrained(base_model).double().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
     return folder

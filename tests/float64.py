@@ -7,11 +7,13 @@ words mean float64. A test whose point is a type that runs compute in is marked 
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # rounding is 1e-16, times the number of terms and what layers make of it
+IN_FLOAT64 = {"PYTHONPATH": str(Path(__file__).parent / "in_float64")}  # variables of a launch that computes in it
 
 
 class Float32MeansFloat64(TorchFunctionMode):

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference import hybrid_engine
 from inference.hybrid_engine import Rollout
+from tests.float64 import IN_FLOAT64
 from tests.launching import launch, succeed
 from tests.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
@@ -243,7 +244,7 @@ def test_several_models_and_data_sets_are_what_each_pair_is_alone(tmp_path, call
     assert "| model | data | data source | n | accuracy |" in shown
 
 
-def test_samples_differ_and_are_reported_by_problem_on_any_number_of_processes(tmp_path, call, models, data_sets):
+def test_samples_differ_and_are_reported_by_problem(tmp_path, call, models, data_sets):
     settings = {"num_samples": SAMPLES, "seed": 5, "temperature": 1.2}
     report, lines, shown = call(tmp_path / "one", model=models[:1], data=data_sets[:1], **settings)
     assert [(line["index"], line["sample"]) for line in lines] == [(i, s) for i in range(12) for s in range(SAMPLES)]
@@ -258,12 +259,21 @@ def test_samples_differ_and_are_reported_by_problem_on_any_number_of_processes(t
     *_, others, _ = call(tmp_path / "seed", model=models[:1], data=data_sets[:1], **settings | {"seed": 6})
     assert [line["response"] for line in others] != [line["response"] for line in lines]
 
-    flags = {"model": models[0], "data": data_sets[0], "output_dir": tmp_path / "two", "eval_problems": 12,
-             "max_prompt_length": 64, "max_response_length": 48}
-    stdout = succeed(launch("training/eval.py", flags | settings, num_processes=2)).stdout
-    two = read(tmp_path / "two")
-    assert two[0]["results"] == report["results"] and two[1] == lines
-    assert shown.splitlines()[-1] in stdout and stdout.count("first prompt") == 1
+
+@pytest.mark.slow
+@pytest.mark.numerics
+def test_samples_and_report_are_the_same_on_any_number_of_processes(tmp_path, exact_base_model, data_sets):
+    flags = {"model": exact_base_model, "data": data_sets[0], "eval_problems": 12,
+             "max_prompt_length": 64, "max_response_length": 48, "num_samples": SAMPLES, "seed": 5, "temperature": 1.2}
+    reports, tables = [], []
+    for number in (1, 2):
+        output_dir = tmp_path / str(number)
+        result = succeed(launch("training/eval.py", flags | {"output_dir": output_dir}, number, **IN_FLOAT64))
+        report, lines = read(output_dir)
+        reports.append((report["results"], lines))
+        tables.append([line for line in result.stdout.splitlines() if line.startswith("|")])
+        assert result.stdout.count("first prompt") == 1 and len(lines) == 12 * SAMPLES
+    assert reports[0] == reports[1] and tables[0] == tables[1] != []
 
 
 def test_a_model_is_freed_before_the_next_loads_and_what_is_done_is_kept(

@@ -169,12 +169,14 @@ def test_a_sync_that_is_left_out_stops_sft_too(tmp_path, flags):
 # ----- the engine's log-probabilities in the loss -----
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
-def test_engine_logprobs_give_the_losses_of_recomputed_ones(tmp_path, flags):
+def test_engine_logprobs_give_the_losses_of_recomputed_ones(tmp_path, flags, exact_base_model):
     """In float64, with a cap that cuts nothing."""
     lines = {}
     for old in ("actor", "engine"):
-        own = {"old_logprobs": old, "max_engine_ratio": 100, "zero_stage": 0, "output_dir": tmp_path / old}
+        own = {"model": exact_base_model, "old_logprobs": old, "max_engine_ratio": 100, "zero_stage": 0,
+               "output_dir": tmp_path / old}
         succeed(launch("training/rft.py", flags | own, num_processes=1, **IN_FLOAT64))
         lines[old] = training_lines(tmp_path / old)
     for actors, engines in zip(lines["actor"], lines["engine"], strict=True):

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN against double precision and torch's own, values and gradients."""
+"""Linear layers by oneDNN: its float32 against float64 to the bound of rounding, our gradients against torch's."""
 
 import copy
 
@@ -6,14 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+from tests.float64 import CLOSE
 from utils import linear
-from utils.linear import Linear, add_product, product, use_onednn
+from utils.linear import Linear, add_product, outer_product, product, use_onednn
 
-needs_onednn = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="torch without oneDNN, or not x86")
+pytestmark = pytest.mark.numerics
 
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_rounded(actual, states, weight, added):
+    """(n, O) float32 `actual` is states @ weight.T + added, each entry to what rounding may add up to in whatever order
+    the terms are added: eps / 2 of their sizes for each multiplication and addition (Higham, Accuracy and Stability of
+    Numerical Algorithms, section 3.1)."""
+    states, weight, added = (operand.double() for operand in (states, weight, added))
+    num_terms = states.shape[1] + 1
+    bound = num_terms * torch.finfo(torch.float32).eps * (states.abs() @ weight.abs().T + added.abs())
+    assert ((actual.double() - states @ weight.T - added).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("transpose_states", [False, True])
@@ -24,17 +35,16 @@ def test_product_is_that_of_double_precision(n, inputs, outputs, transpose_state
     weight = random(inputs, outputs, seed=1).T if transpose_weight else random(outputs, inputs, seed=1)
     bias = random(outputs, seed=2)
     for added in (None, bias):
-        exact = states.double() @ weight.double().T + (0 if added is None else added.double())
-        torch.testing.assert_close(product(states, weight, added).double(), exact, rtol=1e-5, atol=1e-5)
+        assert_rounded(product(states, weight, added), states, weight, torch.zeros(outputs) if added is None else added)
 
 
 @pytest.mark.parametrize("rows", [8_192, 4])
 def test_add_product_adds_whatever_the_blocks(rows, monkeypatch):
     monkeypatch.setattr(linear, "ROWS", rows)
     out, states, weight = random(10, 6), random(3, 10, seed=1).T, random(3, 6, seed=2).T
-    expected = out + states @ weight.T
+    before = out.clone()
     add_product(out, states, weight)
-    torch.testing.assert_close(out, expected)
+    assert_rounded(out, states, weight, before)
 
 
 def small_model(bias: bool) -> nn.Module:
@@ -42,7 +52,7 @@ def small_model(bias: bool) -> nn.Module:
     return nn.Sequential(nn.Linear(12, 20, bias=bias), nn.SiLU(), nn.Linear(20, 4, bias=bias))
 
 
-@needs_onednn
+@pytest.mark.float64
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_are_those_of_torchs_layer(bias, monkeypatch):
     plain = small_model(bias)
@@ -57,7 +67,7 @@ def test_gradients_are_those_of_torchs_layer(bias, monkeypatch):
         (out * random(2, 5, 4, seed=3)).sum().backward()
         found.append([out, states.grad, *(parameter.grad for parameter in model.parameters())])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, **CLOSE)
     assert len(calls) == 6  # two layers, each forward, for its input and for its weight
 
 
@@ -74,13 +84,18 @@ def test_gradient_of_a_frozen_weight_or_a_constant_input_is_not_computed():
     assert states.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(("n", "outputs"), [(5, 3), (3, 5)])
+def test_the_gradient_of_a_weight_is_the_product_whichever_operand_comes_first(n, outputs):
+    slopes, states = random(20, outputs), random(20, n, seed=1)
+    assert_rounded(outer_product(slopes, states), slopes.T, states.T, torch.zeros(outputs, n))
+
+
 def test_other_types_and_empty_batches_are_torchs_own():
-    model = use_onednn(small_model(bias=True))
-    assert model(random(0, 12)).shape == (0, 4)
-    double = copy.deepcopy(model).double()
-    torch.testing.assert_close(double(random(3, 12).double()).float(), model(random(3, 12)))
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    assert half(random(3, 12).bfloat16()).dtype == torch.bfloat16
+    assert use_onednn(small_model(bias=True))(random(0, 12)).shape == (0, 4)
+    for dtype in (torch.float64, torch.bfloat16):
+        plain = small_model(bias=True).to(dtype)
+        states = random(3, 12).to(dtype)
+        assert torch.equal(use_onednn(copy.deepcopy(plain))(states), plain(states))
 
 
 def test_parameters_stay_the_same_tensors_and_subclasses_are_left_alone():

@@ -1,7 +1,7 @@
 """Started by test_zero.py under `deepspeed` on two processes: the same two updates at every ZeRO stage, by zero.Actor
 on packed micro-batches and by plain PyTorch one sequence at a time. Writes what it measured, judges nothing.
 
-    deepspeed --num_gpus 2 tests/zero_worker.py FOLDER
+    deepspeed --num_gpus 2 tests/zero_worker.py FOLDER NAME_OF_CASE ...
 """
 
 import json
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import deepspeed
 import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -71,7 +72,7 @@ def make_model(case: Case) -> Qwen2ForCausalLM:
 
 
 def make_plain_model(case: Case) -> Qwen2ForCausalLM:
-    """The same in float32, as DeepSpeed's master copy is."""
+    """The same in the type of DeepSpeed's master copy."""
     return make_model(case).float()
 
 
@@ -279,14 +280,36 @@ def run(case: Case) -> dict:
     }
 
 
+def adam_difference() -> tuple[float, float]:
+    """Two updates of the same weights by the same gradients in float32: the largest difference of DeepSpeed's Adam from
+    PyTorch's in float64, and the largest weight."""
+    random = torch.Generator().manual_seed(0)
+    weights, *gradients = torch.randn(3, 1_000, generator=random) / 100
+    ends = []
+    for kind, dtype in ((deepspeed.ops.adam.DeepSpeedCPUAdam, torch.float32), (torch.optim.AdamW, torch.float64)):
+        parameter = torch.nn.Parameter(weights.to(dtype, copy=True))
+        optimizer = kind([parameter], lr=1e-3, betas=BETAS, weight_decay=WEIGHT_DECAY)
+        for gradient in gradients:
+            parameter.grad = gradient.to(dtype)
+            optimizer.step()
+        ends.append(parameter.detach().double())
+    return (ends[0] - ends[1]).abs().max().item(), ends[1].abs().max().item()
+
+
 def main() -> None:
+    folder, *names = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
     distributed.init(timeout_minutes=2)
     policy.CHUNK_LOGITS = TOKENS_PER_CHUNK * VOCABULARY
     zero.GATHER_BUCKET = 4_000  # weights, of about 20,000
+    if torch.float32 is torch.float64:  # tests/in_float64
+        deepspeed.ops.adam.DeepSpeedCPUAdam = torch.optim.AdamW  # DeepSpeed's own, in C++, has no float64
+    elif distributed.is_main():
+        (Path(folder) / "adam.json").write_text(json.dumps(adam_difference()))
     for case in CASES:
-        measured = run(case)
-        if distributed.is_main():
-            (Path(sys.argv[-1]) / f"{case.name}.json").write_text(json.dumps(measured))
+        if case.name in names:
+            measured = run(case)
+            if distributed.is_main():
+                (Path(folder) / f"{case.name}.json").write_text(json.dumps(measured))
     distributed.shutdown()
     os._exit(0)  # as the scripts do: see checks.launch
 
