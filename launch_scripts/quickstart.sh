@@ -9,14 +9,17 @@ CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 run="${RUN:-runs/quickstart}"
 started=$SECONDS
+steps=200
 
+echo "[quickstart] 1. puzzles: seconds. 2. a tiny base model from random weights, which learns the format and some arithmetic: 2 min."
+echo "[quickstart] 3. UFT, $steps steps: 3 min on two CPU cores. Watch the accuracy of the evaluations: a third at step 0, then more."
 if [[ ! -f "$run/data/test.parquet" ]]; then
     python -m utils.tasks.countdown --output_dir "$run/data" --train_problems 6000 --test_problems 1024 \
         --min_numbers 3 --max_numbers 3 --max_number 25 --min_target 10 --max_target 60 --operators "+-*" \
         --max_pattern_share 0.15
 fi
 if [[ ! -f "$run/base/config.json" ]]; then
-    python -m utils.tiny_base --data "$run/data" --output_dir "$run/base" --steps 2500 --solved_fraction 0.3
+    python -m utils.tiny_base --data "$run/data" --output_dir "$run/base" --steps 2500 --solved_fraction 0.3 --eval_problems 0
 fi
 
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
@@ -29,8 +32,8 @@ deepspeed --quiet "${devices[@]}" training/uft.py \
     --data "$run/data" \
     --output_dir "$run/uft" \
     --overwrite \
-    --total_steps 200 \
-    --hint_steps 100 \
+    --total_steps "$steps" \
+    --hint_steps $((steps / 2)) \
     --prompts_per_step 64 \
     --group_size 4 \
     --mini_batch_prompts 16 \
@@ -39,8 +42,21 @@ deepspeed --quiet "${devices[@]}" training/uft.py \
     --max_tokens_per_micro_batch 4096 \
     --lr 3e-4 \
     --sft_coef 1.0 \
-    --eval_every 20 \
+    --eval_every 40 \
     --save_every 100 \
     --zero_stage 3 \
     "$@"
-echo "quickstart took $(( (SECONDS - started) / 60 )) min $(( (SECONDS - started) % 60 )) s, installation apart"
+cat <<EOF
+
+quickstart took $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s, installation apart. Three things to try next,
+in $PWD after: source $VIRTUAL_ENV/bin/activate
+
+One problem, four answers, and what the model was unsure of:
+    python inference/generate.py --model $run/uft/checkpoints/step_$steps/hf --data $run/data --index 7 -n 4 --logprobs
+How often one of 8 samples is right (mean@8, pass@8):
+    deepspeed --quiet ${devices[*]} training/eval.py --model $run/uft/checkpoints/step_$steps/hf --data $run/data \
+        --output_dir $run/eval --overwrite --num_samples 8
+The same without the loss on hints, and both side by side:
+    bash launch_scripts/quickstart.sh --sft_coef 0 --output_dir $run/no_sft_loss
+    python -m utils.report $run/uft $run/no_sft_loss
+EOF

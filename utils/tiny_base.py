@@ -27,6 +27,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from rewards import score
 from utils.checks import check_numbers, launch, require
 from utils.data import CONSTANT_ANSWERS, Problem, data_folder, load_problems
+from utils.linear import use_onednn
 from utils.tiny_texts import TASKS
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
@@ -144,7 +145,7 @@ def train(
 ) -> None:
     """`args.steps` updates of the model, in place."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay)
-    model.train()
+    use_onednn(model).train()
     bar = tqdm(range(args.steps), desc="tiny base", unit="step")
     for step in bar:
         scale = min(1, (step + 1) / max(1, args.warmup_steps)) * (1 - step / args.steps)
