@@ -49,21 +49,26 @@ def countdown_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base_model(tmp_path_factory, countdown_data) -> Path:
-    """A Hugging Face folder: tied Qwen2, trained for seconds. It knows the format and is right at times."""
-    folder = tmp_path_factory.mktemp("base_model") / "hf"
-    tiny_base.main(tiny_base.Args(
-        data=str(countdown_data), output_dir=str(folder), solved_fraction=1.0, steps=400, batch_size=8, lr=8e-3,
-        warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, max_position_embeddings=192,
-        tokenizer_texts=300, eval_problems=0, threads=1,
-    ))  # fmt: skip
+def exact_base_model(tmp_path_factory, countdown_data) -> Path:
+    """A Hugging Face folder: tied Qwen2, trained for seconds. It knows the format and is right at times.
+
+    Computed and stored in float64, for launches that compute in it (float64.IN_FLOAT64), and at a learning rate at
+    which rounding does not grow (8e-3 makes .2 of 1e-16): so it is the same model on every processor.
+    """
+    folder = tmp_path_factory.mktemp("exact_base_model") / "hf"
+    with float64():
+        tiny_base.main(tiny_base.Args(
+            data=str(countdown_data), output_dir=str(folder), solved_fraction=1.0, steps=400, batch_size=8, lr=2e-3,
+            warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2,
+            max_position_embeddings=192, tokenizer_texts=300, eval_problems=0, threads=1,
+        ))  # fmt: skip
     return folder
 
 
 @pytest.fixture(scope="session")
-def exact_base_model(tmp_path_factory, base_model) -> Path:
-    """The same weights in a file of float64, for launches that compute in it (float64.IN_FLOAT64)."""
-    folder = tmp_path_factory.mktemp("exact_base_model") / "hf"
-    AutoModelForCausalLM.from_pretrained(base_model).double().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
+def base_model(tmp_path_factory, exact_base_model) -> Path:
+    """The same model in float32."""
+    folder = tmp_path_factory.mktemp("base_model") / "hf"
+    AutoModelForCausalLM.from_pretrained(exact_base_model, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(exact_base_model).save_pretrained(folder)
     return folder

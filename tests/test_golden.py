@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.float64 import IN_FLOAT64, float64
+from tests.float64 import IN_FLOAT64
 from tests.launching import evaluation_lines, start, succeed, training_lines
-from utils import tiny_base
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = ("reward", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "hint_slices", "response_tokens")
@@ -24,26 +23,13 @@ STEPS = 20
 pytestmark = pytest.mark.numerics
 
 
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory, countdown_data) -> Path:
-    """As conftest's, in float64, at a learning rate at which rounding does not grow: 8e-3 made 0.2 of 1e-16."""
-    folder = tmp_path_factory.mktemp("golden") / "hf"
-    with float64():
-        tiny_base.main(tiny_base.Args(
-            data=str(countdown_data), output_dir=str(folder), solved_fraction=1.0, steps=400, batch_size=8, lr=2e-3,
-            warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2,
-            max_position_embeddings=192, tokenizer_texts=300, eval_problems=0, threads=1,
-        ))  # fmt: skip
-    return folder
-
-
 @pytest.mark.parametrize("name", ["uft", "rft", "r3", "stage", "sft"])
-def test_twenty_steps_give_the_golden_numbers(tmp_path, base_model, countdown_data, name):
+def test_twenty_steps_give_the_golden_numbers(tmp_path, exact_base_model, countdown_data, name):
     flags = {
-        "model": base_model, "data": countdown_data, "output_dir": tmp_path / "run", "seed": 3, "total_steps": STEPS,
-        "eval_every": 10, "eval_problems": 32, "save_every": 99, "prompts_per_step": 8, "mini_batch_prompts": 4,
-        "max_prompt_length": 64, "max_response_length": 40, "max_tokens_per_micro_batch": 400, "lr": 3e-4,
-        "zero_stage": 0,
+        "model": exact_base_model, "data": countdown_data, "output_dir": tmp_path / "run", "seed": 3,
+        "total_steps": STEPS, "eval_every": 10, "eval_problems": 32, "save_every": 99, "prompts_per_step": 8,
+        "mini_batch_prompts": 4, "max_prompt_length": 64, "max_response_length": 40,
+        "max_tokens_per_micro_batch": 400, "lr": 3e-4, "zero_stage": 0,
     }  # fmt: skip
     own = {"max_length": 96} if name == "sft" else {"group_size": 4, "kl_coef": 0.1, "entropy_coef": 0.01}
     if name in ("uft", "stage"):
