@@ -46,16 +46,16 @@ deepspeed --quiet "${devices[@]}" training/uft.py \
     --save_every 100 \
     --zero_stage 3 \
     "$@"
+model="$run/uft/checkpoints/$(cat "$run/uft/checkpoints/latest" 2>/dev/null || echo "step_$steps")/hf" # --output_dir may be another
 cat <<EOF
 
 quickstart took $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s, installation apart. Three things to try next,
 in $PWD after: source $VIRTUAL_ENV/bin/activate
 
 One problem, four answers, and what the model was unsure of:
-    python inference/generate.py --model $run/uft/checkpoints/step_$steps/hf --data $run/data --index 7 -n 4 --logprobs
+    python inference/generate.py --model $model --data $run/data --index 7 -n 4 --logprobs
 How often one of 8 samples is right (mean@8, pass@8):
-    deepspeed --quiet ${devices[*]} training/eval.py --model $run/uft/checkpoints/step_$steps/hf --data $run/data \
-        --output_dir $run/eval --overwrite --num_samples 8
+    deepspeed --quiet ${devices[*]} training/eval.py --model $model --data $run/data --output_dir $run/eval --overwrite --num_samples 8
 The same without the loss on hints, and both side by side:
     bash launch_scripts/quickstart.sh --sft_coef 0 --output_dir $run/no_sft_loss
     python -m utils.report $run/uft $run/no_sft_loss
