@@ -12,7 +12,7 @@ started=$SECONDS
 steps=200
 
 echo "[quickstart] 1. puzzles: seconds. 2. a tiny base model from random weights, which learns the format and some arithmetic: 2 min."
-echo "[quickstart] 3. UFT, $steps steps: 3 min on two CPU cores. Watch the accuracy of the evaluations: a third at step 0, then more."
+echo "[quickstart] 3. UFT, $steps steps: 4 min on two CPU cores. Watch the accuracy of the evaluations: a third at step 0, then more."
 if [[ ! -f "$run/data/test.parquet" ]]; then
     python -m utils.tasks.countdown --output_dir "$run/data" --train_problems 6000 --test_problems 1024 \
         --min_numbers 3 --max_numbers 3 --max_number 25 --min_target 10 --max_target 60 --operators "+-*" \

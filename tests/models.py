@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from inference.hybrid_engine import Rollout
 from utils.data import Problem
@@ -58,6 +58,22 @@ def with_noise(model: PreTrainedModel, scale: float, seed: int) -> PreTrainedMod
 def scorer(model: PreTrainedModel, temperature: float = 1.0) -> Scorer:
     policy = Policy(model)
     return Scorer(policy, policy, temperature)
+
+
+@torch.no_grad()
+def own_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
+) -> float:  # fmt: skip
+    """What transformers itself says: mean negative log-likelihood of a demonstration token."""
+    total, num_tokens = 0.0, 0
+    for problem in problems:
+        prompt = tokenizer(problem.prompt)["input_ids"]
+        demonstration = tokenizer(problem.demonstration)["input_ids"] + [tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + demonstration])
+        labels = ids.masked_fill(torch.arange(ids.shape[1])[None] < len(prompt), -100)
+        total += model(ids, labels=labels).loss.item() * len(demonstration)
+        num_tokens += len(demonstration)
+    return total / num_tokens
 
 
 def byte_tokenizer(*phrases: str) -> Qwen2Tokenizer:

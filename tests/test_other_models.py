@@ -19,7 +19,7 @@ from inference.deepspeed_engine import DeepSpeedEngine
 from inference.hybrid_engine import load_generation_config
 from inference.torch_engine import TorchEngine
 from tests.launching import start, succeed, training_lines
-from tests.models import EOS, byte_tokenizer, random_prompts, scorer, tiny_model
+from tests.models import EOS, byte_tokenizer, own_loss, random_prompts, scorer, tiny_model
 from utils.checks import BadInput
 from utils.data import load_problems
 from utils.zero import checkpoint_layers
@@ -45,20 +45,6 @@ def sft_flags(model, countdown_data, output_dir):
     return {"model": model, "data": countdown_data, "output_dir": output_dir, "total_steps": 1, "prompts_per_step": 4,
             "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8,
             "eval_problems": 2, "zero_stage": 0, "engine": "deepspeed"}
-
-
-@torch.no_grad()
-def own_loss(model, tokenizer, problems) -> float:
-    """What transformers itself says: mean negative log-likelihood of a demonstration token."""
-    total, num_tokens = 0.0, 0
-    for problem in problems:
-        prompt = tokenizer(problem.prompt)["input_ids"]
-        demonstration = tokenizer(problem.demonstration)["input_ids"] + [tokenizer.eos_token_id]
-        ids = torch.tensor([prompt + demonstration])
-        labels = ids.masked_fill(torch.arange(ids.shape[1])[None] < len(prompt), -100)
-        total += model(ids, labels=labels).loss.item() * len(demonstration)
-        num_tokens += len(demonstration)
-    return total / num_tokens
 
 
 # ----- heads -----

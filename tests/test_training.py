@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.float64 import CLOSE, IN_FLOAT64
 from tests.launching import evaluation_lines, launch, start, succeed, survivors, training_lines
+from tests.models import own_loss
 from training import r3, stage, uft
 from utils import distributed
 from utils.data import load_problems, problems_of_step
@@ -335,16 +336,7 @@ def test_sft_starts_at_the_models_loss_and_lowers_it(tmp_path, exact_base_model,
 
     model = AutoModelForCausalLM.from_pretrained(exact_base_model, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(exact_base_model)
-    total, num_tokens = 0.0, 0
-    for problem in load_problems(str(data), "train"):
-        prompt = tokenizer(problem.prompt)["input_ids"]
-        demonstration = tokenizer(problem.demonstration)["input_ids"] + [tokenizer.eos_token_id]
-        ids = torch.tensor([prompt + demonstration])
-        labels = ids.masked_fill(torch.arange(ids.shape[1])[None] < len(prompt), -100)
-        with torch.no_grad():
-            total += model(ids, labels=labels).loss.item() * len(demonstration)
-        num_tokens += len(demonstration)
-    assert losses[0] == pytest.approx(total / num_tokens, **TOLERANCE)
+    assert losses[0] == pytest.approx(own_loss(model, tokenizer, load_problems(str(data), "train")), **TOLERANCE)
 
 
 def test_dump_batch_tells_prompt_hint_and_responses_apart(uft_launch, countdown_data):

@@ -61,8 +61,7 @@ def main(args: Args) -> None:
     for flag, names in (("--model", args.model), ("--data", args.data)):
         require(len(names) > 0, flag, "(none)", "must name at least one")
         require(len({Path(name) for name in names}) == len(names), flag, " ".join(names), "must not name one twice")
-    require(args.max_prompt_length >= 0, "--max_prompt_length", args.max_prompt_length, "must not be negative")
-    require(args.max_response_length >= 0, "--max_response_length", args.max_response_length, "must not be negative")
+    check_numbers(args, not_negative=("max_prompt_length", "max_response_length"))
     lengths = {model: evaluation_lengths(model, args.max_prompt_length, args.max_response_length)
                for model in args.model}
     all_inputs = {
