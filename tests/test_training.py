@@ -264,14 +264,16 @@ def test_what_a_killed_process_left_locked_does_not_keep_the_next_from_starting(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = tmp_path / "py311_cpu" / "some_op" / "lock"
     lock.parent.mkdir(parents=True)
+    port = tmp_path / ".port_here_17_4711"
     lock.touch()
+    port.touch()
     with (tmp_path / ".in_use").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         distributed._forget_abandoned_locks()
-        assert lock.exists()  # the other may be building
+        assert lock.exists() and port.exists()  # the other may be building, or waiting for it
     distributed._in_use.pop().close()
     distributed._forget_abandoned_locks()
-    assert not lock.exists()
+    assert not lock.exists() and not port.exists()
 
 
 # ----- checkpoints and eval.py -----

@@ -140,8 +140,8 @@ def _forget_abandoned_locks() -> None:
     in_use = (root / ".in_use").open("a")
     with contextlib.suppress(OSError):  # another process is alive
         fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for lock in root.glob("**/lock"):
-            lock.unlink(missing_ok=True)
+        for abandoned in (*root.glob("**/lock"), *root.glob(".port_*")):  # the latter: see _store_at_free_port
+            abandoned.unlink(missing_ok=True)
     fcntl.flock(in_use, fcntl.LOCK_SH)
     _in_use.append(in_use)
 
