@@ -86,7 +86,7 @@ def flags(base_model, countdown_data):
     return {
         "model": base_model, "data": countdown_data, "seed": 1, "total_steps": STEPS, "eval_every": 2,
         "eval_problems": 20, "save_every": STEPS, "prompts_per_step": 16, "group_size": 4, "mini_batch_prompts": 8,
-        "max_prompt_length": 64, "max_response_length": 48, "max_tokens_per_micro_batch": 320, "lr": 1e-3,
+        "max_prompt_length": 64, "max_response_length": 48, "max_tokens_per_micro_batch": 320, "lr": 3e-4,
         "kv_cache_gb": 0.1, "zero_stage": 3,
     }  # fmt: skip
 
