@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rewards import VERIFIERS, pool, score
-from utils import seeding
+from utils import ROOT, seeding
 from utils.checks import BadInput
 from utils.tasks import benchmarks, countdown, kk_logic, math, tree
 
@@ -33,7 +33,7 @@ CONSTANT_ANSWERS: dict[str, Callable] = {  # data_source -> the best one
     "kk_logic": kk_logic.best_constant_pattern,
     "tree": tree.best_constant_pattern,
 }
-BUILT_IN_FOLDER = Path(__file__).resolve().parent.parent / "data"
+BUILT_IN_FOLDER = ROOT / "data"
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 OPTIONAL_COLUMNS = ("hint", "answer")  # evaluation and pure reinforcement do without
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from utils import ROOT
 from utils.checks import writing
 from utils.tracking import Tracker
 
@@ -124,7 +125,7 @@ def git_state() -> dict[str, Any]:
     """Commit, changed files and diff (bounded) of the repository; None each where git or a commit is missing."""
 
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).resolve().parent.parent), *arguments]
+        command = ["git", "-C", str(ROOT), *arguments]
         result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         return result.stdout if result.returncode == 0 else None
 

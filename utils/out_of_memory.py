@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from utils import ROOT
 from utils.checks import world_size
 
-ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 ONEDNN = "could not (create|execute) a primitive"  # all it says when there is no memory for its code or its buffers
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|std::bad_alloc|Cannot allocate memory|"
