@@ -19,9 +19,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.cache_budget import cache_elements_of
-from inference.hybrid_engine import Rollout
 from utils import distributed, heartbeat, seeding
-from utils.hints import Prompt
+from utils.types import Prompt, Rollout
 
 
 @contextlib.contextmanager
@@ -66,7 +65,7 @@ class DeepSpeedEngine:
         seed: int = 0,
         step: int = 0,
     ) -> list[list[Rollout]]:
-        """See inference.hybrid_engine.Engine; but all ranks call together."""
+        """See utils.types.Engine; but all ranks call together."""
         token_bytes = cache_elements_of(self.model.config) * self.model.dtype.itemsize
         longest = max([len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts], default=1)
         row_bytes = token_bytes * (longest + max_response_length)

@@ -29,15 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tyro
 from transformers import PreTrainedTokenizerBase
 
-from inference.hybrid_engine import Engine, Rollout, decode, load_engine
+from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
 from utils import distributed
 from utils.checks import BadInput, check_numbers, launch, require, world_size
-from utils.data import Problem, load_problems
-from utils.hints import Prompt, build_prompt, encode, encode_prompt, solution_slices
+from utils.data import load_problems
 from utils.inspection import DIM, GREEN, YELLOW, Piece, paint, pieces
-from utils.metrics import verify
 from utils.prepare import load_inputs
+from utils.prompts import build_prompt, decode, encode, encode_prompt, solution_slices
+from utils.rollouts import verify
+from utils.types import Engine, Problem, Prompt, Rollout
 from utils.zero import resolve_dtype
 
 FIRST_LIMIT = 8  # tokens that are waited for before there is anything to read

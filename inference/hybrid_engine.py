@@ -11,11 +11,9 @@ vllm       inference/vllm_engine.py: vLLM in the training process, weights strea
 deepspeed  inference/deepspeed_engine.py: DeepSpeed's own rollout, transformers' generate on the sharded module.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -23,46 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from inference.supported import check_supported
 from utils.checks import BadInput, require, world_size
-from utils.hints import Prompt
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One response to one prompt.
-
-    Attributes:
-        prompt: what the model was given, prompt and hint.
-        response_ids: the sampled ids; where `finish` is "stop" the last one is an end-of-sequence id.
-        logprobs: the engine's log-probability of each of them.
-        finish: "stop" at an end-of-sequence id, "length" where the limit cut the response off.
-    """
-
-    prompt: Prompt
-    response_ids: list[int]
-    logprobs: list[float]
-    finish: str
-
-
-class Engine(Protocol):
-    def sync(self) -> None: ...
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_response_length: int,
-        temperature: float,
-        seed: int = 0,
-        step: int = 0,
-    ) -> list[list[Rollout]]:
-        """`group_size` rollouts for every prompt. Greedy where `temperature` is 0; else sampled from the full
-        distribution at that temperature (no top-p, no top-k), and what is drawn for a sample is a function of (seed,
-        step, problem, sample) alone. Log-probabilities are at that temperature, at 1 where greedy."""
-        ...
-
-    def sleep(self) -> None: ...
-
-    def close(self) -> None: ...
+from utils.types import Engine
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | list[int] | None) -> frozenset[int]:
@@ -89,17 +48,6 @@ def load_generation_config(model: str) -> GenerationConfig:
     except ValueError:
         config.do_sample = True
     return config
-
-
-def completion_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hint and response as text, without the end-of-sequence token: what the verifier reads. Decoded in one go, since
-    a character may be spread over tokens on both sides."""
-    response_ids = rollout.response_ids[:-1] if rollout.finish == "stop" else rollout.response_ids
-    return decode([*rollout.prompt.hint_ids, *response_ids], tokenizer)
-
-
-def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 # ----- which engine -----

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils import seeding
-from utils.hints import Prompt
+from utils.types import Prompt
 
 
 def sampling_uniforms(

@@ -23,12 +23,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from inference.cache_budget import batches, cache_elements_of
 from inference.decode_graph import Captured
 from inference.decode_state import COMPACT_BELOW, DecodeState
-from inference.hybrid_engine import Rollout
 from inference.sampling import pick, sampling_uniforms
 from inference.supported import check_supported
 from utils import heartbeat
-from utils.hints import Prompt
 from utils.linear import use_onednn
+from utils.types import Prompt, Rollout
 
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
 PREFILL_TOKENS = 16_384  # of prompts that are computed at once
@@ -96,7 +95,7 @@ class TorchEngine:
         seed: int = 0,
         step: int = 0,
     ) -> list[list[Rollout]]:
-        """See inference.hybrid_engine.Engine. What is beyond the cache budget waits for the next batch."""
+        """See utils.types.Engine. What is beyond the cache budget waits for the next batch."""
         groups: list[list[Rollout]] = [[] for _ in prompts]
         ends = frozenset(self.eos_ids.tolist())
         prompt_lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]

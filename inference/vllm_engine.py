@@ -24,9 +24,8 @@ from tqdm import tqdm
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import destroy_model_parallel, get_tp_group
 
-from inference.hybrid_engine import Rollout
 from utils import heartbeat, seeding
-from utils.hints import Prompt
+from utils.types import Prompt, Rollout
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -121,7 +120,7 @@ class VLLMEngine:
         seed: int = 0,
         step: int = 0,
     ) -> list[list[Rollout]]:
-        """See inference.hybrid_engine.Engine."""
+        """See utils.types.Engine."""
         prompts, mine = self._of_tp_group(list(prompts))
         requests = [{"prompt_token_ids": prompt.prompt_ids + prompt.hint_ids} for prompt in prompts]
         parameters = [

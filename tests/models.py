@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from inference.hybrid_engine import Rollout
-from utils.data import Problem
-from utils.hints import Prompt
 from utils.policy import Policy
 from utils.tiny_base import make_tokenizer
+from utils.types import Problem, Prompt, Rollout
 from utils.zero import Scorer
 
 VOCABULARY = 31

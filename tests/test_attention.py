@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from tests.float64 import CLOSE
 from tests.models import CPU, group_length, group_sizes, random_advantages, random_groups, scorer, tiny_model
 from utils import attention
-from utils.attention import BATCHES, PADDING, PREFIX, make_layout
+from utils.attention import BATCHES, make_layout
 from utils.packing import filler, pack, trial
+from utils.types import PADDING, PREFIX
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 KINDS = Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM

@@ -15,7 +15,8 @@ from rewards import score
 from tests.models import make_problem
 from utils import data, seeding
 from utils.checks import BadInput
-from utils.data import Problem, data_folder, fingerprint, load_problems, problems_of_step
+from utils.data import data_folder, fingerprint, load_problems, problems_of_step
+from utils.types import Problem
 
 AUTHORS_DATA = Path(__file__).resolve().parents[2] / "shared" / "reference_data" / "countdown"
 ROW = {

@@ -18,7 +18,6 @@ from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference import hybrid_engine
-from inference.hybrid_engine import Rollout
 from tests.float64 import IN_FLOAT64
 from tests.launching import launch, succeed
 from tests.models import byte_tokenizer, make_problem, with_noise
@@ -36,9 +35,10 @@ from utils.evaluation import (
     results_table,
     tokenizer_mismatch,
 )
-from utils.hints import encode
 from utils.prepare import evaluation_lengths
+from utils.prompts import encode
 from utils.runs import wilson_interval
+from utils.types import Rollout
 
 SAMPLES = 3
 

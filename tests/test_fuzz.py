@@ -24,7 +24,8 @@ from tests.chaos import checkers, fuzz_verifiers
 from tests.chaos.strings import LABELLED, MATH_SOURCES, golds, mutate, wrap
 from tests.test_data import ROW
 from utils.checks import BadInput
-from utils.data import Problem, load_problems
+from utils.data import load_problems
+from utils.types import Problem
 
 GOLDS = golds(40, seed=1)
 PROPERTY = settings(max_examples=250, deadline=None, derandomize=True, database=None)

@@ -13,15 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference import generate
 from inference.generate import Args, growing
-from inference.hybrid_engine import Rollout, decode, load_engine
+from inference.hybrid_engine import load_engine
 from tests.launching import run, succeed, to_words
 from tests.models import CPU, make_problem
 from utils import distributed
 from utils.checks import launch
 from utils.data import load_problems
 from utils.evaluation import evaluate, evaluate_samples
-from utils.hints import build_prompt, encode, solution_slices
 from utils.inspection import DIM, GREEN, RESET, YELLOW, paint
+from utils.prompts import build_prompt, decode, encode, solution_slices
+from utils.types import Rollout
 
 LENGTHS = {"max_prompt_length": 64, "max_response_length": 48}
 SHARED = (*LENGTHS.values(), True)  # for evaluate

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.models import byte_tokenizer, make_problem
 from utils.checks import BadInput
-from utils.hints import (
+from utils.prompts import (
     build_demonstration,
     build_prompt,
     check_demonstration_lengths,

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from inference.hybrid_engine import Rollout, decode
 from tests.models import CPU, byte_tokenizer, make_problem
-from utils.hints import Prompt, build_demonstration, encode
 from utils.inspection import GREEN, RESET, describe_group, paint, pieces
 from utils.packing import Segment, _tensors, pack
+from utils.prompts import build_demonstration, decode, encode
+from utils.types import Prompt, Rollout
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token

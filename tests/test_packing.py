@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from inference.hybrid_engine import Rollout
 from tests.float64 import CLOSE
 from tests.models import (
     CPU,
@@ -30,6 +29,7 @@ from training import r3, rft, sft, stage, uft
 from utils import packing
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
+from utils.types import Rollout
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 FLAGS = {"clip_eps": 0.2, "kl_coef": 0.3, "entropy_coef": 0.2, "sft_coef": 0.5, "old_logprobs": "actor"}

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from inference.hybrid_engine import Rollout
 from rewards import pool, score, worker
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT
 from rewards.pool import CRASHED, TIMEOUT, Comparison, Pool
-from utils import metrics
-from utils.data import Problem
-from utils.hints import Prompt
+from utils import metrics, rollouts
+from utils.types import Problem, Prompt, Rollout
 
 ROOT = Path(__file__).resolve().parent.parent
 # A worker without math-verify: an answer is what it does, then it is compared as text.
@@ -322,15 +320,15 @@ def test_nothing_that_a_model_wrote_reaches_the_compiler(mode):
 def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeypatch):
     verdicts = {"x+1": CORRECT, "x+2": TIMEOUT, "x+3": CRASHED}
     monkeypatch.setattr(pool, "judge_all", lambda comparisons: [verdicts[one.answer] for one in comparisons])
-    monkeypatch.setattr(metrics, "completion_text", lambda rollout, _: f"<answer>{rollout.response_ids[0]}</answer>")
+    monkeypatch.setattr(rollouts, "completion_text", lambda rollout, _: f"<answer>{rollout.response_ids[0]}</answer>")
     problem = Problem(0, "math500", "p", (), "", {"target": "1+x"})
     prompt = Prompt(problem, [1], [], 0)
     groups = [[Rollout(prompt, [text], [0.0], "stop") for text in texts] for texts in (["x+1", "1+x"], ["x+2", "x+3"])]
-    scores = metrics.verify(groups, None)
+    scores = rollouts.verify(groups, None)
     assert scores == [[CORRECT, CORRECT], [TIMEOUT, CRASHED]]
     watch = metrics.Stopwatch(step=1)
     watch.seconds["seconds/rollout"] = 1.0
-    line = metrics.rollout_metrics(groups, scores, watch)
+    line = rollouts.rollout_metrics(groups, scores, watch.seconds)
     assert line["verifier_timeouts"] == 2 and line["accuracy"] == 0.5 and line["flat_groups"] == 1.0
 
 

@@ -56,7 +56,7 @@ def test_diff_of_two_scripts_is_only_the_idea(first, second):
 def test_rft_does_not_know_hints():
     lines = (ROOT / "training" / "rft.py").read_text().splitlines()
     knowing = [line for line in lines if "hint" in line.lower()]
-    assert knowing == ["from utils.hints import build_prompt"]  # the module that builds prompts is called that
+    assert knowing == ["from utils.prompts import build_prompt"]  # the module that builds prompts is called that
 
 
 @pytest.mark.parametrize("name", ["rft", "stage", "r3", "uft", "sft"])

@@ -23,7 +23,7 @@ from transformers import (
 
 from inference import torch_engine
 from inference.decode_state import COMPACT_BELOW, SLACK, DecodeState, deal
-from inference.hybrid_engine import Rollout, completion_text, decode, eos_ids
+from inference.hybrid_engine import eos_ids
 from inference.sampling import pick
 from inference.supported import check_supported
 from inference.torch_engine import TorchEngine, _Output
@@ -31,8 +31,10 @@ from tests import models
 from tests.float64 import CLOSE, as_in_a_run
 from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer
 from utils.checks import BadInput
-from utils.hints import Prompt
 from utils.packing import pack
+from utils.prompts import decode
+from utils.rollouts import completion_text
+from utils.types import Prompt, Rollout
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 KINDS = pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM])

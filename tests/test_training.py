@@ -17,7 +17,7 @@ from tests.models import own_loss
 from training import r3, stage, uft
 from utils import distributed
 from utils.data import load_problems, problems_of_step
-from utils.hints import encode
+from utils.prompts import encode
 
 TRAINING_FIELDS = {
     "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm",

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from inference.hybrid_engine import Rollout, build_engine
+from inference.hybrid_engine import build_engine
 from utils import distributed, policy, zero
-from utils.hints import Prompt
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
-from utils.packing import MicroBatch, fill_up, pack
+from utils.packing import fill_up, pack
+from utils.types import MicroBatch, Prompt, Rollout
 
 VOCABULARY, EOS = 61, 60
 TEMPERATURE, BETAS, WEIGHT_DECAY = 0.8, (0.8, 0.95), 0.1

@@ -29,8 +29,8 @@ from inference.hybrid_engine import load_engine
 from utils import distributed, heartbeat
 from utils.checks import check_numbers, check_output_dir, launch, require
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
-from utils.hints import printable_prompt
 from utils.prepare import evaluation_lengths, load_inputs, memory_plan, print_plan
+from utils.prompts import printable_prompt
 from utils.zero import resolve_dtype
 
 

@@ -25,14 +25,15 @@ from utils.checks import check_numbers, check_output_dir, launch, lock_output_di
 from utils.data import best_constant_answer, problems_of_step
 from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
-from utils.hints import build_prompt
 from utils.inspection import describe_group
 from utils.logger import Logger
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
-from utils.metrics import LossMeans, Stopwatch, count_tokens, engine_mismatch, rollout_metrics, rollout_texts, verify
+from utils.metrics import LossMeans, Stopwatch, count_tokens, engine_mismatch
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
+from utils.prompts import build_prompt
 from utils.report import closing_table, plot_curves
+from utils.rollouts import rollout_metrics, rollout_texts, verify
 from utils.update_guard import UpdateGuard
 from utils.zero import Actor, load_model, load_reference, resolve_dtype
 
@@ -236,7 +237,7 @@ def main(args: Args) -> None:
             guard.note(step, actor.step(args.lr), losses, mini_batch)
         watch.lap("update")
 
-        metrics = rollout_metrics(groups, scores, watch) | mismatch | losses.means(num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(num_updates)
         logger.log_training(step, metrics | guard.metrics() | {"lr": args.lr})
         if step % args.eval_every == 0:
             logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], tokenizer), kind="training")

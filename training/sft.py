@@ -16,20 +16,21 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from inference.hybrid_engine import Rollout, build_engine
+from inference.hybrid_engine import build_engine
 from utils import checkpoint, distributed, heartbeat, interruption
 from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir
 from utils.data import best_constant_answer, problems_of_step
 from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
-from utils.hints import build_demonstration, build_prompt, check_demonstration_lengths
 from utils.inspection import describe_group
 from utils.logger import Logger
 from utils.losses import masked_mean
 from utils.metrics import GUARD_PROMPTS, LossMeans, Stopwatch, count_tokens, engine_mismatch
 from utils.packing import pack_mini_batches
 from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
+from utils.prompts import build_demonstration, build_prompt, check_demonstration_lengths
 from utils.report import closing_table, plot_curves
+from utils.types import Rollout
 from utils.update_guard import UpdateGuard
 from utils.zero import Actor, load_model, resolve_dtype
 

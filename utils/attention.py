@@ -15,10 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from utils.types import PADDING, PREFIX
+
 NAME = "by_response"  # of `attend`, as an attention implementation of transformers
 BATCHES = 4  # of responses; more follow the lengths more closely, and are smaller
 ALIGNED = 16  # elements: CUDA kernels copy a mask whose rows begin elsewhere
-PREFIX, PADDING = 0, -1  # marks of a token; response j of a group is marked j + 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Layout:
 
 def make_layout(owners: Tensor, branches: Tensor, device: torch.device, dtype: torch.dtype) -> Layout:
     """The layout of rows whose tokens belong to segment `owners` (R, L) of the row and there to `branches` (R, L), the
-    PREFIX or a response (see packing.MicroBatch); masks are in `dtype`, that of queries."""
+    PREFIX or a response (see types.MicroBatch); masks are in `dtype`, that of queries."""
     rows = np.broadcast_to(np.arange(len(owners))[:, None], owners.shape)
     marks = np.stack([rows, owners.numpy(), branches.numpy()]).reshape(3, -1)
     starts = np.flatnonzero(np.append(True, (marks[:, 1:] != marks[:, :-1]).any(axis=0)))  # of runs of equal marks

@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from utils import distributed, heartbeat
 from utils.checks import is_first_process, require, world_size, writing
-from utils.data import Problem, fingerprint
+from utils.data import fingerprint
 from utils.logger import plain
+from utils.types import Problem
 from utils.zero import Actor
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")

@@ -7,7 +7,6 @@ a built-in task that makes one.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rewards import VERIFIERS, pool, score
 from utils import ROOT, seeding
 from utils.checks import BadInput
 from utils.tasks import benchmarks, countdown, kk_logic, math, tree
+from utils.types import Problem
 
 BUILT_IN: dict[str, Callable[[Path], None]] = {
     "countdown": countdown.build,
@@ -36,27 +36,6 @@ CONSTANT_ANSWERS: dict[str, Callable] = {  # data_source -> the best one
 BUILT_IN_FOLDER = ROOT / "data"
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 OPTIONAL_COLUMNS = ("hint", "answer")  # evaluation and pure reinforcement do without
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One row of a data set.
-
-    Attributes:
-        index: row number in its file; with the split, the problem's identity for seeding.
-        data_source: which verifier judges it.
-        prompt: the text given to the model, as it is.
-        solution: the chunks (sentences or lines) of a reference solution, up to but without `</think>`; may be empty.
-        demonstration: the full text to imitate: solution, `</think>`, `<answer> .. </answer>`; may be empty.
-        ground_truth: what the verifier needs to know.
-    """
-
-    index: int
-    data_source: str
-    prompt: str
-    solution: tuple[str, ...]
-    demonstration: str
-    ground_truth: dict[str, Any]
 
 
 def data_folder(name_or_folder: str) -> Path:

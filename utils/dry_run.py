@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 
-from inference.hybrid_engine import Engine
 from utils import distributed
-from utils.attention import PREFIX
 from utils.logger import Logger
 from utils.memory import GIB
-from utils.packing import MicroBatch
 from utils.prepare import longest_rows
+from utils.types import PREFIX, Engine, MicroBatch
 from utils.zero import Actor
 
 

@@ -8,12 +8,11 @@ from statistics import fmean, variance
 
 from transformers import PreTrainedTokenizerBase
 
-from inference.hybrid_engine import Engine, Rollout, decode
 from utils import distributed, heartbeat
-from utils.data import Problem
-from utils.hints import build_prompt, encode
-from utils.metrics import verify
+from utils.prompts import build_prompt, decode, encode
+from utils.rollouts import verify
 from utils.runs import table, wilson_interval
+from utils.types import Engine, Problem, Rollout
 
 
 @dataclass(frozen=True)

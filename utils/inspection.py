@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from inference.hybrid_engine import decode
-from utils.packing import MicroBatch
+from utils.prompts import decode
+from utils.types import MicroBatch
 
 DIM, YELLOW, GREEN, RESET = "\033[2m", "\033[33m", "\033[32m", "\033[0m"
 INCOMPLETE = "\ufffd"  # what the bytes of a character that is not complete decode to

@@ -2,61 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from inference.hybrid_engine import Rollout, completion_text, decode
-from rewards import Score, pool, score_all
 from utils import distributed, heartbeat
 from utils.checks import RunStopped
 from utils.losses import masked_mean
 from utils.packing import pack
+from utils.types import Rollout
 from utils.zero import Scorer
-
-
-def verify(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
-    """The verifier's judgement of every rollout; those that need worker processes are judged side by side."""
-
-    def item(rollout: Rollout) -> tuple[str, str, dict[str, Any]]:
-        problem = rollout.prompt.problem
-        return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
-
-    scores = iter(score_all([item(rollout) for group in groups for rollout in group]))
-    return [[next(scores) for _ in group] for group in groups]
-
-
-def rollout_metrics(
-    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Score]], watch: "Stopwatch"
-) -> dict[str, float]:
-    """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and the times.
-
-    verifier_timeouts is a count: rollouts whose verifier ran out of time or crashed.
-    """
-    rollouts = [rollout for group in groups for rollout in group]
-    judged = [one for group in scores for one in group]
-    totals = distributed.sums({
-        "rollouts": len(rollouts),
-        "groups": len(groups),
-        "reward": sum(one.reward for one in judged),
-        "accuracy": sum(one.correct for one in judged),
-        "format": sum(one.reason != "no answer" for one in judged),
-        "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
-        "truncated": sum(rollout.finish == "length" for rollout in rollouts),
-        "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
-        "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
-        "flat_groups": sum(len({one.reward for one in group}) == 1 for group in scores),
-        "verifier_timeouts": sum(one in (pool.TIMEOUT, pool.CRASHED) for one in judged),
-    })
-    per_group = {"hint_slices", "hint_tokens", "flat_groups"}
-    num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
-    counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
-    tokens_per_second = totals["response_tokens"] / watch.seconds["seconds/rollout"]
-    means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
-    return means | counts | {"tokens_per_second": tokens_per_second} | watch.seconds
-
 
 GUARD_TOKENS = 256  # of each process, scored at each step to compare the engine with the actor
 GUARD_PROMPTS = 4  # of each process, sampled for it where training samples nothing
@@ -95,13 +50,6 @@ def engine_mismatch(
             "bfloat16 0.01 to 0.05 is rounding, for which the limit may be raised"
         )
     return {"logprob_mismatch": mean, "logprob_mismatch_max": largest}
-
-
-def rollout_texts(rollout: Rollout, judged: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
-    """A rollout for people: prompt, hint and response as texts, and the verdict."""
-    prompt, hint, response = rollout.prompt.prompt_ids, rollout.prompt.hint_ids, rollout.response_ids
-    return {"prompt": decode(prompt, tokenizer), "hint": decode(hint, tokenizer),
-            "response": decode(response, tokenizer), "reward": judged.reward, "reason": judged.reason}
 
 
 def count_tokens(masks: Sequence[Tensor]) -> float:

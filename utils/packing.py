@@ -13,50 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.hybrid_engine import Rollout
 from utils import distributed
-from utils.attention import PADDING, PREFIX
-from utils.data import Problem
-from utils.hints import Prompt
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass. Flat tensors (N,) hold one entry per scored token; see losses.py for the letters.
-
-    Attributes:
-        input_ids, position_ids: (R, L).
-        owners, branches: (R, L) the segment of its row that a token belongs to, and PREFIX or which response of it;
-            on the CPU.
-        predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
-        response_mask, hint_mask: (N,) bool, never both.
-        advantages: (N,) float, 0 on hint tokens.
-        engine_logprobs: (N,) what the engine computed when it sampled, 0 on hint tokens.
-        old_logprobs: (N,) under the policy at the start of the step; None where the step has a single update.
-        ref_logprobs: (N,) under the reference; None without one.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    owners: Tensor
-    branches: Tensor
-    predictors: Tensor
-    targets: Tensor
-    response_mask: Tensor
-    hint_mask: Tensor
-    advantages: Tensor
-    engine_logprobs: Tensor
-    old_logprobs: Tensor | None = None
-    ref_logprobs: Tensor | None = None
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """(R, 1, L, L) bool: a token sees earlier ones of its segment's prefix and of its own branch. Made anew each
-        time: those of a whole step may not fit beside it."""
-        owners, branches = self.owners.to(self.input_ids.device), self.branches.to(self.input_ids.device)
-        same_owner = owners[:, :, None] == owners[:, None, :]
-        in_prefix = branches[:, None, :] == PREFIX
-        return (same_owner & (in_prefix | (branches[:, :, None] == branches[:, None, :]))).tril()[:, None]
+from utils.types import PADDING, PREFIX, MicroBatch, Problem, Prompt, Rollout
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from transformers.utils import PushToHubMixin
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine, load_generation_config
 from utils.checks import BadInput, is_first_process, load_tokenizer, require, require_divides, world_size
-from utils.data import Problem, fingerprint, load_problems
-from utils.hints import check_prompt_lengths, printable_prompt
+from utils.data import fingerprint, load_problems
 from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
+from utils.prompts import check_prompt_lengths, printable_prompt
 from utils.tracking import check_tracker
+from utils.types import Problem
 from utils.zero import resolve_dtype
 
 

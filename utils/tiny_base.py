@@ -26,9 +26,10 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from rewards import score
 from utils.checks import check_numbers, launch, require
-from utils.data import CONSTANT_ANSWERS, Problem, data_folder, load_problems
+from utils.data import CONSTANT_ANSWERS, data_folder, load_problems
 from utils.linear import use_onednn
 from utils.tiny_texts import TASKS
+from utils.types import Problem
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 IGNORED = -100  # label of a token without loss

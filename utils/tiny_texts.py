@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.countdown import whole
-from utils.data import Problem
 from utils.tasks import countdown, tree
+from utils.types import Problem
 
 Texts = Iterator[tuple[str, str]]
 HABIT = 0.8  # share of the wrong steps of a tree base that go to one wrong state

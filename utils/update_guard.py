@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.checks import RunStopped
 from utils.metrics import LossMeans
-from utils.packing import MicroBatch
+from utils.types import MicroBatch
 
 
 class UpdateGuard:

@@ -21,8 +21,9 @@ from utils import distributed, heartbeat
 from utils.attention import make_layout
 from utils.checks import RunStopped
 from utils.linear import use_onednn
-from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, MicroBatch, trial
+from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy
+from utils.types import MicroBatch
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
 MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below

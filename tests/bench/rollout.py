@@ -28,7 +28,7 @@ from inference.hybrid_engine import load_engine
 from tests.bench.workload import make_model, make_problems
 from utils import distributed
 from utils.data import load_problems
-from utils.hints import build_prompt
+from utils.prompts import build_prompt
 from utils.zero import resolve_dtype
 
 

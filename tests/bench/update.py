@@ -35,13 +35,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from inference.hybrid_engine import Rollout
 from tests.bench.workload import make_model
-from utils.data import Problem
-from utils.hints import Prompt
 from utils.linear import product
 from utils.packing import pack
 from utils.policy import Policy
+from utils.types import Problem, Prompt, Rollout
 from utils.zero import Scorer, load_model, resolve_dtype
 
 

@@ -5,22 +5,11 @@ where one ends and the other begins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from utils.checks import BadInput
-from utils.data import Problem
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown."""
-
-    problem: Problem
-    prompt_ids: list[int]
-    hint_ids: list[int]
-    hint_slices: int
+from utils.types import Problem, Prompt
 
 
 def solution_slices(solution: Sequence[str], slices_max: int) -> list[str]:
@@ -117,3 +106,7 @@ def check_prompt_lengths(
     if not fitting:
         raise BadInput(f"flag --max_prompt_length {max_prompt_length}: no {split} prompt is as short as that")
     return fitting, num_long
+
+
+def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

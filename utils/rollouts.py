@@ -1,0 +1,67 @@
+"""Rollouts judged: the texts that a verifier reads, its scores, and the numbers of a training line about them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rewards import Score, pool, score_all
+from utils import distributed
+from utils.prompts import decode
+from utils.types import Rollout
+
+
+def completion_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hint and response as text, without the end-of-sequence token: what the verifier reads. Decoded in one go, since
+    a character may be spread over tokens on both sides."""
+    response_ids = rollout.response_ids[:-1] if rollout.finish == "stop" else rollout.response_ids
+    return decode([*rollout.prompt.hint_ids, *response_ids], tokenizer)
+
+
+def verify(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
+    """The verifier's judgement of every rollout; those that need worker processes are judged side by side."""
+
+    def item(rollout: Rollout) -> tuple[str, str, dict[str, Any]]:
+        problem = rollout.prompt.problem
+        return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
+
+    scores = iter(score_all([item(rollout) for group in groups for rollout in group]))
+    return [[next(scores) for _ in group] for group in groups]
+
+
+def rollout_metrics(
+    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Score]], seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and `seconds`,
+    the times of a Stopwatch.
+
+    verifier_timeouts is a count: rollouts whose verifier ran out of time or crashed.
+    """
+    rollouts = [rollout for group in groups for rollout in group]
+    judged = [one for group in scores for one in group]
+    totals = distributed.sums({
+        "rollouts": len(rollouts),
+        "groups": len(groups),
+        "reward": sum(one.reward for one in judged),
+        "accuracy": sum(one.correct for one in judged),
+        "format": sum(one.reason != "no answer" for one in judged),
+        "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
+        "truncated": sum(rollout.finish == "length" for rollout in rollouts),
+        "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
+        "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
+        "flat_groups": sum(len({one.reward for one in group}) == 1 for group in scores),
+        "verifier_timeouts": sum(one in (pool.TIMEOUT, pool.CRASHED) for one in judged),
+    })
+    per_group = {"hint_slices", "hint_tokens", "flat_groups"}
+    num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
+    counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
+    tokens_per_second = totals["response_tokens"] / seconds["seconds/rollout"]
+    means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
+    return means | counts | {"tokens_per_second": tokens_per_second} | seconds
+
+
+def rollout_texts(rollout: Rollout, judged: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
+    """A rollout for people: prompt, hint and response as texts, and the verdict."""
+    prompt, hint, response = rollout.prompt.prompt_ids, rollout.prompt.hint_ids, rollout.response_ids
+    return {"prompt": decode(prompt, tokenizer), "hint": decode(hint, tokenizer),
+            "response": decode(response, tokenizer), "reward": judged.reward, "reason": judged.reason}

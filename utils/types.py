@@ -1,0 +1,118 @@
+"""The values on their way from data to loss, Problem -> Prompt -> Rollout -> MicroBatch; and what an engine is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+PREFIX, PADDING = 0, -1  # branches of a token; response j of a group is branch j + 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a data set.
+
+    Attributes:
+        index: row number in its file; with the split, the problem's identity for seeding.
+        data_source: which verifier judges it.
+        prompt: the text given to the model, as it is.
+        solution: the chunks (sentences or lines) of a reference solution, up to but without `</think>`; may be empty.
+        demonstration: the full text to imitate: solution, `</think>`, `<answer> .. </answer>`; may be empty.
+        ground_truth: what the verifier needs to know.
+    """
+
+    index: int
+    data_source: str
+    prompt: str
+    solution: tuple[str, ...]
+    demonstration: str
+    ground_truth: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown."""
+
+    problem: Problem
+    prompt_ids: list[int]
+    hint_ids: list[int]
+    hint_slices: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to one prompt.
+
+    Attributes:
+        prompt: what the model was given, prompt and hint.
+        response_ids: the sampled ids; where `finish` is "stop" the last one is an end-of-sequence id.
+        logprobs: the engine's log-probability of each of them.
+        finish: "stop" at an end-of-sequence id, "length" where the limit cut the response off.
+    """
+
+    prompt: Prompt
+    response_ids: list[int]
+    logprobs: list[float]
+    finish: str
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. Flat tensors (N,) hold one entry per scored token; see losses.py for the letters.
+
+    Attributes:
+        input_ids, position_ids: (R, L).
+        owners, branches: (R, L) the segment of its row that a token belongs to, and PREFIX or which response of it;
+            on the CPU.
+        predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
+        response_mask, hint_mask: (N,) bool, never both.
+        advantages: (N,) float, 0 on hint tokens.
+        engine_logprobs: (N,) what the engine computed when it sampled, 0 on hint tokens.
+        old_logprobs: (N,) under the policy at the start of the step; None where the step has a single update.
+        ref_logprobs: (N,) under the reference; None without one.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    owners: Tensor
+    branches: Tensor
+    predictors: Tensor
+    targets: Tensor
+    response_mask: Tensor
+    hint_mask: Tensor
+    advantages: Tensor
+    engine_logprobs: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(R, 1, L, L) bool: a token sees earlier ones of its segment's prefix and of its own branch. Made anew each
+        time: those of a whole step may not fit beside it."""
+        owners, branches = self.owners.to(self.input_ids.device), self.branches.to(self.input_ids.device)
+        same_owner = owners[:, :, None] == owners[:, None, :]
+        in_prefix = branches[:, None, :] == PREFIX
+        return (same_owner & (in_prefix | (branches[:, :, None] == branches[:, None, :]))).tril()[:, None]
+
+
+class Engine(Protocol):
+    def sync(self) -> None: ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        max_response_length: int,
+        temperature: float,
+        seed: int = 0,
+        step: int = 0,
+    ) -> list[list[Rollout]]:
+        """`group_size` rollouts for every prompt. Greedy where `temperature` is 0; else sampled from the full
+        distribution at that temperature (no top-p, no top-k), and what is drawn for a sample is a function of (seed,
+        step, problem, sample) alone. Log-probabilities are at that temperature, at 1 where greedy."""
+        ...
+
+    def sleep(self) -> None: ...
+
+    def close(self) -> None: ...
