@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.cache_budget import cache_elements_of
-from utils import distributed, heartbeat, seeding
+from utils import seeding
+from utils.run import distributed, watchdog
 from utils.types import Prompt, Rollout
 
 
@@ -77,7 +78,7 @@ class DeepSpeedEngine:
         with torch.random.fork_rng(enabled=temperature > 0):
             torch.manual_seed(int(drawn))
             for number in range(count):
-                heartbeat.progress()
+                watchdog.progress()
                 batch = prompts[number * size : (number + 1) * size]
                 groups += self._decode(batch, group_size, max_response_length, temperature)
         return groups

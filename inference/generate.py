@@ -31,13 +31,14 @@ from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
-from utils import distributed
-from utils.checks import BadInput, check_numbers, launch, require, world_size
 from utils.data import load_problems
 from utils.inspection import DIM, GREEN, YELLOW, Piece, paint, pieces
-from utils.prepare import load_inputs
 from utils.prompts import build_prompt, decode, encode, encode_prompt, solution_slices
 from utils.rollouts import verify
+from utils.run import distributed, processes
+from utils.run.cli import run_script
+from utils.run.errors import BadInput, check_numbers, require
+from utils.setup.inputs import load_inputs
 from utils.types import Engine, Problem, Prompt, Rollout
 from utils.zero import resolve_dtype
 
@@ -136,8 +137,8 @@ def describe_unsure(found: list[Piece], probabilities: list[float], unsure_below
 
 
 def main(args: Args) -> None:
-    if world_size() > 1:
-        raise BadInput(f"generate.py runs on one process, not on {world_size()}: start it with python")
+    if distributed.world_size() > 1:
+        raise BadInput(f"generate.py runs on one process, not on {distributed.world_size()}: start it with python")
     check_numbers(args, positive=("num_samples", "hint_slices_max", "kv_cache_gb", "engine_memory_fraction"),
                   not_negative=("temperature", "seed", "hint_slices"),
                   fractions=("unsure_below", "engine_memory_fraction"))
@@ -151,7 +152,7 @@ def main(args: Args) -> None:
     )  # fmt: skip
     tokenizer = inputs.tokenizer
     prompt = checked_prompt(args, problem, tokenizer)
-    device = distributed.init()
+    device = processes.join()
     sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal's encoding has not
     print(f"engine {inputs.engine} ({inputs.engine_reason}), temperature {args.temperature:g}, seed {args.seed}")
     print(f"--- prompt, {len(prompt.prompt_ids)} tokens")
@@ -190,8 +191,8 @@ def main(args: Args) -> None:
     if args.data is not None:
         print(f"=== {sum(score.correct for score in scores)} of {len(scores)} correct; reference answer: "
               + paint((last_answer(problem.demonstration) or str(problem.ground_truth)).strip(), ""))
-    distributed.shutdown()
+    processes.end()
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

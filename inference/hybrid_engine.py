@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from inference.supported import check_supported
-from utils.checks import BadInput, require, world_size
+from utils.run import distributed
+from utils.run.errors import BadInput, require
 from utils.types import Engine
 
 
@@ -75,8 +76,8 @@ def choose_engine(
     for flag, value, neutral in (("--tp_size", tp_size, 1), ("--sleep_level", sleep_level, 0)):
         require(value == neutral or name == "vllm", flag, value, f"is for vLLM, and the engine is {name} ({reason})")
     require(name != "vllm" or temperature <= 2, "--temperature", temperature, "must be at most 2 with --engine vllm")
-    require(tp_size > 0 and world_size() % tp_size == 0, "--tp_size", tp_size,
-            f"must divide the number of processes, {world_size()}")
+    require(tp_size > 0 and distributed.world_size() % tp_size == 0, "--tp_size", tp_size,
+            f"must divide the number of processes, {distributed.world_size()}")
     require(sleep_level == 0 or has_cuda, "--sleep_level", sleep_level, "needs a GPU: vLLM cannot sleep on a CPU")
     return name, reason
 

@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig
 
-from utils.checks import BadInput
+from utils.run.errors import BadInput
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
 ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch

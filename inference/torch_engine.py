@@ -25,8 +25,8 @@ from inference.decode_graph import Captured
 from inference.decode_state import COMPACT_BELOW, DecodeState
 from inference.sampling import pick, sampling_uniforms
 from inference.supported import check_supported
-from utils import heartbeat
 from utils.linear import use_onednn
+from utils.run import watchdog
 from utils.types import Prompt, Rollout
 
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
@@ -69,7 +69,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def sync(self) -> None:
-        heartbeat.phase("sync")
+        watchdog.phase("sync")
         if self.weights is not None:
             own = dict(self.model.named_parameters())
             for bucket in self.weights():
@@ -135,7 +135,7 @@ class TorchEngine:
         fixed, limit = self.captured is not None, output.ids.shape[1]
         step, width, t = None, 0, 1
         while t < limit:
-            heartbeat.progress()
+            watchdog.progress()
             num_alive = int(state.alive.sum())  # only here the host waits for the device
             if num_alive == 0:
                 break

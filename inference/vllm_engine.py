@@ -24,7 +24,8 @@ from tqdm import tqdm
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import destroy_model_parallel, get_tp_group
 
-from utils import heartbeat, seeding
+from utils import seeding
+from utils.run import watchdog
 from utils.types import Prompt, Rollout
 
 HEAD = "lm_head.weight"
@@ -39,7 +40,7 @@ class Beats(tqdm):
         super().__init__(*args, **settings, file=io.StringIO())
 
     def update(self, n: float = 1) -> bool | None:
-        heartbeat.progress()
+        watchdog.progress()
         return super().update(n)
 
 
@@ -91,7 +92,7 @@ class VLLMEngine:
 
     @torch.no_grad()
     def sync(self) -> None:
-        heartbeat.phase("sync")
+        watchdog.phase("sync")
         if self.weights is None:
             return
         if self.is_asleep:  # weights, sync, then the cache: never all three at once

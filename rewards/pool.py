@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT, Score
-from utils import heartbeat
+from utils.run import watchdog
 
 TIMEOUT = Score(0.0, False, "timeout")
 CRASHED = Score(0.0, False, "verifier crashed")
@@ -127,7 +127,7 @@ class Pool:
 
     def judge(self, comparison: Comparison) -> Score:
         worker = self.idle.get()
-        heartbeat.progress()
+        watchdog.progress()
         try:
             return worker.judge(comparison)
         finally:

@@ -14,7 +14,8 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from tests.float64 import float64  # noqa: E402
-from utils import heartbeat, tiny_base  # noqa: E402
+from utils import tiny_base
+from utils.run import watchdog
 from utils.tasks import countdown  # noqa: E402
 
 
@@ -36,7 +37,7 @@ def in_float64(request):
 def no_heartbeat_goes_on():
     """A script's `main` that a test has called, and that failed, must not be watched any longer: it would be ended."""
     yield
-    heartbeat.stop()
+    watchdog.stop()
 
 
 @pytest.fixture(scope="session")

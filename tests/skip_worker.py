@@ -26,10 +26,11 @@ from tests.zero_worker import (
     make_model,
     packed,
 )
-from utils import distributed, zero
-from utils.dry_run import dry_run
+from utils import zero
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
+from utils.run import distributed, processes
+from utils.setup.memory_probe import dry_run
 
 CASES = [
     Case("stage0", 0),
@@ -118,14 +119,14 @@ def run(case: Case) -> dict:
 
 def main() -> None:
     folder, *names = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
-    distributed.init(timeout_minutes=2)
+    processes.join(timeout_minutes=2)
     for case in CASES:
         if case.name in names:
             measured = run(case)
             if distributed.is_main():
                 (Path(folder) / f"{case.name}.json").write_text(json.dumps(measured))
-    distributed.shutdown()
-    os._exit(0)  # as the scripts do: see checks.launch
+    processes.end()
+    os._exit(0)  # as the scripts do: see cli.run_script
 
 
 if __name__ == "__main__":

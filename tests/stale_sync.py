@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training import rft, sft
-from utils.checks import launch
+from utils.run.cli import run_script
 
 script = rft if "--group_size" in sys.argv else sft
 build_engine = script.build_engine
@@ -25,4 +25,4 @@ def build_forgetful_engine(*args, **flags):
 
 
 script.build_engine = build_forgetful_engine
-launch(script.main, script.Args)
+run_script(script.main, script.Args)

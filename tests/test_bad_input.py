@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Mistr
 from tests.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
-from utils import checkpoint, data, distributed, tracking
-from utils.checks import launch as run_script
+from utils import checkpoint, data
 from utils.data import load_problems
-from utils.logger import Logger
-from utils.prepare import attention_window
+from utils.run import processes, tracking
+from utils.run.cli import run_script
+from utils.run.logger import Logger
+from utils.setup.inputs import attention_window
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
@@ -55,7 +56,7 @@ def call(monkeypatch, capsys):
 
     def run(name: str, flags: dict, *words: str):
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", too_late)
-        monkeypatch.setattr(distributed, "init", too_late)
+        monkeypatch.setattr(processes, "join", too_late)
         monkeypatch.setattr(os, "_exit", sys.exit)  # how a script ends
         monkeypatch.setattr(sys, "argv", [f"training/{name}.py", "--local_rank=0", *to_words(flags), *words])
         status = 0

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rewards import score
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.tasks import benchmarks
 
 # name -> (path in the repository, its rows, problems, targets)

@@ -15,7 +15,8 @@ from tests.launching import ROOT, start, succeed, training_lines
 from tests.models import make_problem
 from utils import checkpoint
 from utils.checkpoint import damage, describe_run, differences, files_in, find, hash_of, superfluous
-from utils.checks import BadInput, lock_output_dir
+from utils.run.errors import BadInput
+from utils.run.output_dir import lock_output_dir
 from utils.zero import weights_only
 
 WEIGHTS = "hf/model.safetensors"
@@ -187,7 +188,7 @@ def test_a_run_that_went_back_keeps_the_checkpoints_it_writes(tmp_path, base_mod
 
 
 def test_a_folder_is_taken_by_one_run_until_it_ends_however_it_ends(tmp_path):
-    code = "import sys, utils.checks; utils.checks.lock_output_dir(sys.argv[1]); print('has it', flush=True); input()"
+    code = "import sys, utils.run.output_dir as o; o.lock_output_dir(sys.argv[1]); print('has it', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "has it\n"

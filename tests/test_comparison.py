@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from utils import comparison, data, depths, report
-from utils.runs import data_name, distinct_names, group_by_seed
+from utils import data
+from utils.report import __main__ as report_command
+from utils.report import comparison, depths
+from utils.report.runs import data_name, distinct_names, group_by_seed
 from utils.tasks import tree
 
 
@@ -104,7 +106,7 @@ def test_runs_of_one_name_in_different_folders_are_all_there(tmp_path, monkeypat
     expected = {"lr1e-6/uft": "30.0%", "lr3e-6/uft": "70.0%", "lr1e-5/uft": "50.0%", "rft": "20.0%"}
     table = rows_of(comparison.comparison_table(runs))
     assert {name: cells[0].split()[0] for name, cells in table.items()} == {"base": "10.0%"} | expected
-    assert {name: cells[3] for name, cells in rows_of(report.several_runs_table(runs)).items()} == expected
+    assert {name: cells[3] for name, cells in rows_of(comparison.several_runs_table(runs)).items()} == expected
     figures, make = [], comparison.Figure
     monkeypatch.setattr(comparison, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
     comparison.plot_comparison(runs, tmp_path / "figure.png")
@@ -172,7 +174,7 @@ def test_a_method_that_never_solves_anything_is_drawn(tmp_path, monkeypatch):
     assert {line.get_label() for line in figures[0].axes[0].lines} == {"rft", "uft", "base"}
 
 
-@pytest.mark.parametrize("module", [report, depths])
+@pytest.mark.parametrize("module", [report_command, depths])
 def test_a_run_without_evaluation_is_named(runs, module):
     (runs[1] / "metrics.jsonl").write_text('{"step": 1, "loss": 0.0}\n')
     with pytest.raises(SystemExit, match="tree3/uft_seed1 .* no evaluation yet"):
@@ -180,7 +182,7 @@ def test_a_run_without_evaluation_is_named(runs, module):
 
 
 def test_report_of_several_runs_writes_tables_and_figure(runs, tmp_path, capsys):
-    report.main(report.Args(tuple(runs), figure=tmp_path / "c.png"))
+    report_command.main(report_command.Args(tuple(runs), figure=tmp_path / "c.png"))
     printed = capsys.readouterr().out
     assert "| uft | 2 | 20 | 0.0% | 90.0% | 80.0% to 100.0% |" in printed
     assert "| final accuracy (95 % interval, pooled) | tree3, 1 to 2 seeds |" in printed

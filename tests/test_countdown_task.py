@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.checks import BadInput
+from utils.run.errors import BadInput
 from utils.tasks import countdown
 
 AUTHORS_DATA = Path(__file__).resolve().parents[2] / "shared" / "reference_data" / "countdown"

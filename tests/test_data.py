@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rewards import score
 from tests.models import make_problem
 from utils import data, seeding
-from utils.checks import BadInput
 from utils.data import data_folder, fingerprint, load_problems, problems_of_step
+from utils.run.errors import BadInput
 from utils.types import Problem
 
 AUTHORS_DATA = Path(__file__).resolve().parents[2] / "shared" / "reference_data" / "countdown"

@@ -22,22 +22,14 @@ from tests.float64 import IN_FLOAT64
 from tests.launching import launch, succeed
 from tests.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
-from utils import distributed, heartbeat
-from utils.checks import BadInput
 from utils.data import load_problems
-from utils.evaluation import (
-    Response,
-    evaluate_samples,
-    interval_over_problems,
-    pass_at_k,
-    pass_ks,
-    results_of,
-    results_table,
-    tokenizer_mismatch,
-)
-from utils.prepare import evaluation_lengths
+from utils.evaluation import Response, evaluate_samples, tokenizer_mismatch
 from utils.prompts import encode
-from utils.runs import wilson_interval
+from utils.report.results import interval_over_problems, pass_at_k, pass_ks, results_of, results_table
+from utils.report.runs import wilson_interval
+from utils.run import processes, watchdog
+from utils.run.errors import BadInput
+from utils.setup.inputs import evaluation_lengths
 from utils.types import Rollout
 
 SAMPLES = 3
@@ -209,8 +201,8 @@ def data_sets(countdown_data, tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """call(model=.., data=.., output_dir=..) -> results.json, the lines of responses.jsonl, stdout of main, alone."""
-    monkeypatch.setattr(distributed, "init", lambda _minutes: torch.device("cpu"))
-    monkeypatch.setattr(distributed, "shutdown", lambda: None)
+    monkeypatch.setattr(processes, "join", lambda _minutes: torch.device("cpu"))
+    monkeypatch.setattr(processes, "end", lambda: None)
 
     def run(output_dir, **settings):
         flags = {"eval_problems": 12, "max_prompt_length": 64, "max_response_length": 48} | settings
@@ -301,7 +293,7 @@ def test_overwriting_leaves_nothing_of_the_last_time(tmp_path, call, monkeypatch
     monkeypatch.setattr(eval_script, "load_engine", lambda *_, **__: math.nan.no_such_thing)
     with pytest.raises(AttributeError):
         call(tmp_path, model=models[:1], data=data_sets[:1], overwrite=True)
-    files = [path for path in tmp_path.iterdir() if path.name != heartbeat.FOLDER]
+    files = [path for path in tmp_path.iterdir() if path.name != watchdog.FOLDER]
     assert [(path.name, path.read_text()) for path in files] == [("responses.jsonl", "")]
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.launching import ROOT, launch, survivors, wait_for
 from utils import checkpoint
-from utils.checks import BadInput, check_output_dir, lock_output_dir, writing
+from utils.run.errors import BadInput
+from utils.run.output_dir import check_output_dir, lock_output_dir, writing
 
 FAULTS = {"PYTHONPATH": str(ROOT / "tests" / "faults")}
 
@@ -103,8 +104,9 @@ FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
 import safetensors.torch, torch
-from utils.checks import RunStopped, writing
-from utils.logger import Logger
+from utils.run.errors import RunStopped
+from utils.run.output_dir import writing
+from utils.run.logger import Logger
 folder, many = Path(sys.argv[1]), torch.zeros(10_000)
 logger = Logger(folder, {}, True, total_steps=9)
 ways = {

@@ -23,8 +23,8 @@ from rewards.pool import Comparison
 from tests.chaos import checkers, fuzz_verifiers
 from tests.chaos.strings import LABELLED, MATH_SOURCES, golds, mutate, wrap
 from tests.test_data import ROW
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.types import Problem
 
 GOLDS = golds(40, seed=1)

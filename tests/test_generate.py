@@ -16,12 +16,12 @@ from inference.generate import Args, growing
 from inference.hybrid_engine import load_engine
 from tests.launching import run, succeed, to_words
 from tests.models import CPU, make_problem
-from utils import distributed
-from utils.checks import launch
 from utils.data import load_problems
 from utils.evaluation import evaluate, evaluate_samples
 from utils.inspection import DIM, GREEN, RESET, YELLOW, paint
 from utils.prompts import build_prompt, decode, encode, solution_slices
+from utils.run import processes
+from utils.run.cli import run_script
 from utils.types import Rollout
 
 LENGTHS = {"max_prompt_length": 64, "max_response_length": 48}
@@ -46,8 +46,8 @@ def engine(base_model, tokenizer):
 @pytest.fixture
 def call(monkeypatch, capsys, base_model):
     """call(data=.., index=..) -> stdout of main."""
-    monkeypatch.setattr(distributed, "init", lambda: CPU)
-    monkeypatch.setattr(distributed, "shutdown", lambda: None)
+    monkeypatch.setattr(processes, "join", lambda: CPU)
+    monkeypatch.setattr(processes, "end", lambda: None)
 
     def run(**settings):
         generate.main(Args(**{"model": str(base_model), "engine": "torch"} | LENGTHS | settings))
@@ -331,14 +331,14 @@ def test_bad_input_is_told_before_a_model_loads(monkeypatch, capsys, base_model,
     def too_late(*_arguments, **_settings):
         raise AssertionError("bad input was not found in time")
 
-    for owner, name in ((AutoModelForCausalLM, "from_pretrained"), (distributed, "init"), (generate, "load_engine")):
+    for owner, name in ((AutoModelForCausalLM, "from_pretrained"), (processes, "join"), (generate, "load_engine")):
         monkeypatch.setattr(owner, name, too_late)
     monkeypatch.setattr(os, "_exit", sys.exit)
     defaults = to_words({"model": base_model} | LENGTHS)
     given = words.replace("DATA", str(countdown_data)).split()
     monkeypatch.setattr(sys, "argv", ["inference/generate.py", *defaults, *given])
     with pytest.raises(SystemExit) as ended:
-        launch(generate.main, Args)
+        run_script(generate.main, Args)
     stderr = " ".join(capsys.readouterr().err.replace(str(countdown_data), "DATA").split())
     assert ended.value.code == 2 and flag in stderr and rule in stderr
 
@@ -354,7 +354,7 @@ def test_several_processes_are_refused(monkeypatch, capsys, call):
 
 def _of_vllm(model, data):
     """In a process of its own: samples as they grow, and those of one call, as (ids, finish)."""
-    distributed.init()
+    processes.join()
     tokenizer = AutoTokenizer.from_pretrained(model)
     prompt = build_prompt(load_problems(data, "test")[9], tokenizer, 64, True)
     engine = engine_of(model, tokenizer, "vllm")

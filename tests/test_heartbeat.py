@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import heartbeat, interruption, metrics, pulse
+from utils import metrics
+from utils.run import heartbeat, processes, watchdog
 
 ROOT = Path(__file__).resolve().parent.parent
 # A rank: phases of 0.1 s up to step 3; there each does what it is told, or waits for the others for ever.
@@ -25,10 +26,10 @@ def hang_in_python():
         time.sleep(0.1)
 
 folder, limit, fault = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-heartbeat.start(folder, limit / 60)
+watchdog.start(folder, limit / 60)
 for step in range(1, 4):
     for phase in ("rollout", "reward"):
-        heartbeat.phase(phase, step)
+        watchdog.phase(phase, step)
         time.sleep(0.5 if step == 3 else 0.1)
         if step == 3 and phase == "rollout":
             Path(folder, f"there_{os.environ['RANK']}").touch()
@@ -37,21 +38,21 @@ for step in range(1, 4):
             if fault == "native":
                 ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock
             if fault == "leave":
-                heartbeat.stop()
+                watchdog.stop()
                 sys.exit(3)
             if fault == "fail":
                 try:
                     raise ValueError("a bug")
                 except ValueError as error:
-                    assert heartbeat.fail_by(error)
+                    assert watchdog.fail_by(error)
                     os._exit(1)
             if fault == "fill":
-                heartbeat.fail("no space", remove=Path(folder, "partial"))
+                watchdog.fail("no space", remove=Path(folder, "partial"))
                 os._exit(1)
             if fault == "slow":
                 for _ in range(50):
                     time.sleep(0.1)
-                    heartbeat.progress()
+                    watchdog.progress()
                 print("healthy", flush=True)
                 os._exit(0)
 hang_in_python()
@@ -119,7 +120,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path, rank, faults):
     statuses, line = ranks.end()
     assert time.monotonic() - began < 20
     assert statuses == [-signal.SIGKILL if number == rank else 1 for number in range(3)]
-    assert line.startswith(f"stopped: rank {rank} (process ") and line.endswith(pulse.GONE)
+    assert line.startswith(f"stopped: rank {rank} (process ") and line.endswith(heartbeat.GONE)
 
 
 def test_a_rank_that_fails_is_named_and_its_traceback_shown(tmp_path):
@@ -166,12 +167,12 @@ def test_what_an_earlier_run_left_is_no_fault(tmp_path):
     heart = None
     os.environ |= {"RANK": "0", "WORLD_SIZE": "2"}
     try:
-        heartbeat.start(str(tmp_path), 1.0)
-        heart = heartbeat._heart
+        watchdog.start(str(tmp_path), 1.0)
+        heart = watchdog._heart
         heart.look()
         assert heart.others == {} and heart.failure() is None
     finally:
-        heartbeat.stop()
+        watchdog.stop()
         del os.environ["RANK"], os.environ["WORLD_SIZE"]
     assert heart is not None and not heart.thread.is_alive()
 
@@ -184,18 +185,18 @@ def test_the_phases_are_the_laps_of_the_scripts():
 
 
 def test_it_costs_next_to_nothing(tmp_path):
-    heartbeat.start(str(tmp_path), 1.0)
+    watchdog.start(str(tmp_path), 1.0)
     try:
         began = time.perf_counter()
         for _ in range(1000):
-            heartbeat.phase("rollout", 1)
+            watchdog.phase("rollout", 1)
         of_a_phase = (time.perf_counter() - began) / 1000
         began = time.perf_counter()
         for _ in range(1000):
-            heartbeat.progress()
+            watchdog.progress()
         of_progress = (time.perf_counter() - began) / 1000
     finally:
-        heartbeat.stop()
+        watchdog.stop()
     print(f"{of_a_phase * 1e6:.1f} us a phase, {of_progress * 1e6:.2f} us a sign of progress")
     assert of_a_phase < 1e-3 and of_progress < 1e-4  # a step has about ten of the one
 
@@ -223,22 +224,22 @@ def wall_clocks(source: str) -> list[str]:
 def test_nothing_reads_the_wall_clock_but_the_date_in_the_environment():
     read = {str(path.relative_to(ROOT)): found for folder in ("training", "utils", "inference", "rewards")
             for path in (ROOT / folder).rglob("*.py") if (found := wall_clocks(path.read_text()))}
-    assert read == {"utils/logger.py": ["time.strftime"]}
+    assert read == {"utils/run/logger.py": ["time.strftime"]}
     assert wall_clocks("import time\nfrom time import time\ntime.time()\ndatetime.datetime.now()") != []
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     jumps = iter([1e9, -1e9, 3.6e3, -3.6e3] * 10_000)
     monkeypatch.setattr(time, "time", lambda: next(jumps))
-    heartbeat.start(str(tmp_path), 0.1)
+    watchdog.start(str(tmp_path), 0.1)
     try:
         watch = metrics.Stopwatch(step=1)
-        time.sleep(3 * pulse.TICK)
+        time.sleep(3 * heartbeat.TICK)
         watch.lap("rollout")
-        assert 3 * pulse.TICK <= watch.seconds["seconds/rollout"] < 6 + 3 * pulse.TICK
-        assert 0 <= heartbeat._heart.idle < 6
+        assert 3 * heartbeat.TICK <= watch.seconds["seconds/rollout"] < 6 + 3 * heartbeat.TICK
+        assert 0 <= watchdog._heart.idle < 6
     finally:
-        heartbeat.stop()
-    monkeypatch.setattr(interruption, "_received", [])
-    interruption._note(signal.SIGTERM, None)
-    interruption._note(signal.SIGTERM, None)  # within ONE_REQUEST: the process is still there
+        watchdog.stop()
+    monkeypatch.setattr(processes, "_received", [])
+    processes._note(signal.SIGTERM, None)
+    processes._note(signal.SIGTERM, None)  # within ONE_REQUEST: the process is still there

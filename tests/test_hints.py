@@ -5,16 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import byte_tokenizer, make_problem
-from utils.checks import BadInput
-from utils.prompts import (
-    build_demonstration,
-    build_prompt,
-    check_demonstration_lengths,
-    check_prompt_lengths,
-    encode,
-    printable_prompt,
-    solution_slices,
-)
+from utils.prompts import build_demonstration, build_prompt, encode, printable_prompt, solution_slices
+from utils.run.errors import BadInput
+from utils.setup.inputs import check_demonstration_lengths, check_prompt_lengths
 
 TOKENIZER = byte_tokenizer("<think> we")  # the phrase is one token, everything else a token a byte
 

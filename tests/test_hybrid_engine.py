@@ -13,10 +13,10 @@ from tests.float64 import CLOSE, IN_FLOAT64
 from tests.launching import evaluation_lines, launch, succeed, training_lines
 from tests.models import CPU, random_groups, scorer, tiny_model
 from utils import metrics
-from utils.checks import BadInput, RunStopped
 from utils.losses import clipped_surrogate
 from utils.metrics import LossMeans, engine_mismatch
 from utils.packing import pack
+from utils.run.errors import BadInput, RunStopped
 
 # ----- which engine -----
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from rewards import score
 from rewards.answer import CORRECT
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.tasks import kk_logic, kk_solving
 
 AUTHORS_DATA = Path(__file__).resolve().parents[2] / "shared" / "reference_data" / "kk_logic"

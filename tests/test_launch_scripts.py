@@ -10,8 +10,7 @@ import pytest
 from tests.launching import ROOT
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
-from utils import distributed
-from utils.checks import launch
+from utils.run.cli import run_script
 from utils.tasks import countdown
 
 SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "eval": eval_script}
@@ -115,12 +114,12 @@ def plan_of(words: list[str], monkeypatch, capsys) -> str:
         raise AssertionError("--check is over before processes meet")
 
     processes, script, _ = parts(words)
-    monkeypatch.setattr(distributed, "init", too_late)
+    monkeypatch.setattr(processes, "join", too_late)
     monkeypatch.setattr(os, "_exit", sys.exit)  # how a script ends
     monkeypatch.setattr(sys, "argv", [words[3], "--local_rank=0", *words[4:]])
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(SystemExit) as end:
-        launch(SCRIPTS[script].main, SCRIPTS[script].Args)
+        run_script(SCRIPTS[script].main, SCRIPTS[script].Args)
     output = capsys.readouterr()
     assert end.value.code == 0, output.err
     return " ".join(output.out.split())

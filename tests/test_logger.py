@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from utils import logger
-from utils.logger import TRAINING_FIELDS, Logger, diagnose, read_jsonl
+from utils.run import logger
+from utils.run.logger import TRAINING_FIELDS, Logger, diagnose
+from utils.run.output_dir import read_jsonl
 
 CONTRACT_3 = [
     *("reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm"),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import score_all
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.tasks import math
 
 AUTHORS_DATA = Path(__file__).resolve().parents[2] / "shared" / "reference_data" / "math" / "test.parquet"

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 
 from tests.models import random_advantages, random_groups
 from utils.attention import make_layout
-from utils.memory import (
+from utils.packing import pack
+from utils.policy import Policy
+from utils.setup.memory import (
     BUCKET,
     GIB,
     LIVE,
@@ -29,8 +31,6 @@ from utils.memory import (
     shape_of,
     training_states,
 )
-from utils.packing import pack
-from utils.policy import Policy
 
 TOTALS = {
     "Qwen/Qwen2.5-0.5B": 494_032_768,

@@ -20,8 +20,8 @@ from inference.hybrid_engine import load_generation_config
 from inference.torch_engine import TorchEngine
 from tests.launching import start, succeed, training_lines
 from tests.models import EOS, byte_tokenizer, own_loss, random_prompts, scorer, tiny_model
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.zero import checkpoint_layers
 
 PENALTIES = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_p": 0.9, "min_new_tokens": 9,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.launching import launch, survivors, training_lines, wait_for
-from utils import out_of_memory
-from utils.dry_run import worst_shapes
-from utils.out_of_memory import describe, phase_of
+from utils.run import out_of_memory
+from utils.run.out_of_memory import describe, phase_of
+from utils.setup.memory_probe import worst_shapes
 
 MIB = 2**20
 

@@ -18,8 +18,8 @@ from transformers import (
 from tests.float64 import CLOSE
 from tests.models import VOCABULARY, scorer, tiny_model
 from utils import policy
-from utils.checks import RunStopped
 from utils.policy import ChunkedHead, Logits, Policy, ScoreStates, chunk_of_logits, chunk_size
+from utils.run.errors import RunStopped
 from utils.zero import checkpoint_layers
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]

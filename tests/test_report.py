@@ -3,9 +3,11 @@ import json
 import pytest
 from PIL import Image
 
-from utils import report
-from utils.report import closing_table, plot_curves, several_runs_table
-from utils.runs import read_metrics, wilson_interval
+from utils.report import __main__ as report_command
+from utils.report import curves
+from utils.report.comparison import several_runs_table
+from utils.report.curves import closing_table, plot_curves
+from utils.report.runs import read_metrics, wilson_interval
 
 
 def write(output_dir, lines):
@@ -95,8 +97,8 @@ def test_seeds_share_a_row(tmp_path):
 def drawn(monkeypatch):
     """Catches the figure that plot_curves makes, to ask what is drawn."""
     figures = []
-    make = report.Figure
-    monkeypatch.setattr(report, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
+    make = curves.Figure
+    monkeypatch.setattr(curves, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
     return lambda: {
         line.get_label().split(" (")[0]: (list(line.get_xdata()), list(line.get_ydata()))
         for axes in figures[-1].axes
@@ -150,9 +152,9 @@ def test_metrics_of_a_live_run_are_read_without_the_torn_line(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     run = write(tmp_path / "a_seed0", [evaluation(0, 0.0, 20)])
-    report.main(report.Args((run,), pattern_accuracy=0.051))
+    report_command.main(report_command.Args((run,), pattern_accuracy=0.051))
     assert "| best constant pattern | 5.1% |" in capsys.readouterr().out and (run / "curves.png").exists()
-    report.main(report.Args((run, run)))
+    report_command.main(report_command.Args((run, run)))
     assert "| a | 2 | 0 | 0.0% |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nowhere must be the output_dir"):
-        report.main(report.Args((tmp_path / "nowhere",)))
+        report_command.main(report_command.Args((tmp_path / "nowhere",)))

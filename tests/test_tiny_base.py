@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils import tiny_base
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.tasks import countdown
 from utils.tiny_texts import TASKS, countdown_texts
 

@@ -30,10 +30,10 @@ from inference.torch_engine import TorchEngine, _Output
 from tests import models
 from tests.float64 import CLOSE, as_in_a_run
 from tests.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer
-from utils.checks import BadInput
 from utils.packing import pack
 from utils.prompts import decode
 from utils.rollouts import completion_text
+from utils.run.errors import BadInput
 from utils.types import Prompt, Rollout
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]

@@ -9,10 +9,11 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from tests.launching import start, succeed, survivors, training_lines
-from utils import tracking
 from utils.checkpoint import clear
-from utils.logger import Logger, read_jsonl
-from utils.tracking import Tracker
+from utils.run import tracking
+from utils.run.logger import Logger
+from utils.run.output_dir import read_jsonl
+from utils.run.tracking import Tracker
 
 
 class Fake:

@@ -15,9 +15,9 @@ from tests.float64 import CLOSE, IN_FLOAT64
 from tests.launching import evaluation_lines, launch, start, succeed, survivors, training_lines
 from tests.models import own_loss
 from training import r3, stage, uft
-from utils import distributed
 from utils.data import load_problems, problems_of_step
 from utils.prompts import encode
+from utils.run import processes
 
 TRAINING_FIELDS = {
     "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm",
@@ -269,10 +269,10 @@ def test_what_a_killed_process_left_locked_does_not_keep_the_next_from_starting(
     port.touch()
     with (tmp_path / ".in_use").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
-        distributed._forget_abandoned_locks()
+        processes._forget_abandoned_locks()
         assert lock.exists() and port.exists()  # the other may be building, or waiting for it
-    distributed._in_use.pop().close()
-    distributed._forget_abandoned_locks()
+    processes._in_use.pop().close()
+    processes._forget_abandoned_locks()
     assert not lock.exists() and not port.exists()
 
 

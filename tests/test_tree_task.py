@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import score
-from utils.checks import BadInput
 from utils.data import load_problems
+from utils.run.errors import BadInput
 from utils.tasks import tree
 from utils.tiny_texts import HABIT, tree_texts
 

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from tests import skip_worker
 from tests.launching import launch, launch_words, succeed, survivors, training_lines
-from utils.checks import RunStopped
 from utils.metrics import LossMeans
 from utils.packing import filler
+from utils.run.errors import RunStopped
 from utils.update_guard import UpdateGuard, load_batch
 
 CPU = torch.device("cpu")

@@ -26,7 +26,8 @@ from transformers import (
 from inference.hybrid_engine import build_engine
 from tests import zero_worker
 from tests.zero_worker import EOS, GROUP_SIZE, TEMPERATURE, VOCABULARY, engine_mismatch, of_ranks, prompts_of_rank
-from utils import distributed, zero
+from utils import zero
+from utils.run import distributed, processes
 
 OTHER_EOS, LIMIT = 7, 12
 LR = 1e-2
@@ -137,7 +138,7 @@ def run(case: Case, folder: Path) -> dict:
 
 
 def main() -> None:
-    distributed.init(timeout_minutes=2)
+    processes.join(timeout_minutes=2)
     from inference import vllm_engine  # test_vllm_engine.py imports this file where vLLM is missing too
 
     zero.GATHER_BUCKET = 4_000  # weights: several buckets, cut anywhere
@@ -147,8 +148,8 @@ def main() -> None:
         measured = run(case, folder / case.name)
         if distributed.is_main():
             (folder / f"{case.name}.json").write_text(json.dumps(measured))
-    distributed.shutdown()
-    os._exit(0)  # as the scripts do: see checks.launch
+    processes.end()
+    os._exit(0)  # as the scripts do: see cli.run_script
 
 
 if __name__ == "__main__":

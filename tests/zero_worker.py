@@ -19,10 +19,11 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inference.hybrid_engine import build_engine
-from utils import distributed, policy, zero
+from utils import policy, zero
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
 from utils.packing import fill_up, pack
+from utils.run import distributed, processes
 from utils.types import MicroBatch, Prompt, Rollout
 
 VOCABULARY, EOS = 61, 60
@@ -298,7 +299,7 @@ def adam_difference() -> tuple[float, float]:
 
 def main() -> None:
     folder, *names = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
-    distributed.init(timeout_minutes=2)
+    processes.join(timeout_minutes=2)
     policy.CHUNK_LOGITS = TOKENS_PER_CHUNK * VOCABULARY
     zero.GATHER_BUCKET = 4_000  # weights, of about 20,000
     if torch.float32 is torch.float64:  # tests/in_float64
@@ -310,8 +311,8 @@ def main() -> None:
             measured = run(case)
             if distributed.is_main():
                 (Path(folder) / f"{case.name}.json").write_text(json.dumps(measured))
-    distributed.shutdown()
-    os._exit(0)  # as the scripts do: see checks.launch
+    processes.end()
+    os._exit(0)  # as the scripts do: see cli.run_script
 
 
 if __name__ == "__main__":

@@ -26,11 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import load_engine
-from utils import distributed, heartbeat
-from utils.checks import check_numbers, check_output_dir, launch, require
-from utils.evaluation import by_data_source, evaluate, evaluate_samples, results_of, results_table, tokenizer_mismatch
-from utils.prepare import evaluation_lengths, load_inputs, memory_plan, print_plan
+from utils.evaluation import by_data_source, evaluate, evaluate_samples, tokenizer_mismatch
 from utils.prompts import printable_prompt
+from utils.report.results import results_of, results_table
+from utils.run import distributed, processes, watchdog
+from utils.run.cli import run_script
+from utils.run.errors import check_numbers, require
+from utils.run.output_dir import check_output_dir
+from utils.setup.inputs import evaluation_lengths, load_inputs
+from utils.setup.plan import memory_plan, print_plan
 from utils.zero import resolve_dtype
 
 
@@ -90,8 +94,8 @@ def main(args: Args) -> None:
             print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return
 
-    device = distributed.init(args.timeout_minutes)
-    heartbeat.start(args.output_dir, args.timeout_minutes)
+    device = processes.join(args.timeout_minutes)
+    watchdog.start(args.output_dir, args.timeout_minutes)
     output_dir = Path(args.output_dir)
     if distributed.is_main():
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -140,8 +144,8 @@ def main(args: Args) -> None:
         torch.cuda.empty_cache()
     if distributed.is_main():
         print(results_table(runs, args.num_samples))
-    distributed.shutdown()
+    processes.end()
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

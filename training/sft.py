@@ -17,19 +17,23 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference.hybrid_engine import build_engine
-from utils import checkpoint, distributed, heartbeat, interruption
-from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir
+from utils import checkpoint
 from utils.data import best_constant_answer, problems_of_step
-from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
 from utils.inspection import describe_group
-from utils.logger import Logger
 from utils.losses import masked_mean
 from utils.metrics import GUARD_PROMPTS, LossMeans, Stopwatch, count_tokens, engine_mismatch
 from utils.packing import pack_mini_batches
-from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
-from utils.prompts import build_demonstration, build_prompt, check_demonstration_lengths
-from utils.report import closing_table, plot_curves
+from utils.prompts import build_demonstration, build_prompt
+from utils.report.curves import closing_table, plot_curves
+from utils.run import distributed, processes
+from utils.run.cli import run_script
+from utils.run.errors import check_numbers
+from utils.run.logger import Logger
+from utils.run.output_dir import check_output_dir
+from utils.setup.inputs import check_demonstration_lengths, load_inputs
+from utils.setup.memory_probe import dry_run
+from utils.setup.plan import check_batch, memory_plan, print_plan
 from utils.types import Rollout
 from utils.update_guard import UpdateGuard
 from utils.zero import Actor, load_model, resolve_dtype
@@ -133,9 +137,7 @@ def main(args: Args) -> None:
         })
         return
 
-    lock_output_dir(args.output_dir)
-    device = distributed.init(args.timeout_minutes)
-    heartbeat.start(args.output_dir, args.timeout_minutes)
+    device = processes.start(args.output_dir, args.timeout_minutes)
     actor = Actor(
         load_model(args.model, resolve_dtype(args.dtype, device)), betas=(args.beta1, args.beta2),
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=1.0, zero_stage=args.zero_stage,
@@ -161,9 +163,9 @@ def main(args: Args) -> None:
 
     dry_run(actor, engine, vars(args), device, logger)
     guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
-    interruption.listen()
+    processes.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
-        is_end, is_interrupted = done == args.total_steps, interruption.requested()
+        is_end, is_interrupted = done == args.total_steps, processes.stop_requested()
 
         # 0. evaluate and save
         if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
@@ -222,8 +224,8 @@ def main(args: Args) -> None:
     elif distributed.is_main():
         table = closing_table(args.output_dir, best_constant_answer(inputs.test_problems))
         print(f"curves: {plot_curves(args.output_dir)}\n\n{table}", flush=True)
-    distributed.shutdown()
+    processes.end()
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

@@ -20,20 +20,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import build_engine
-from utils import checkpoint, distributed, heartbeat, interruption
-from utils.checks import check_numbers, check_output_dir, launch, lock_output_dir, require
+from utils import checkpoint
 from utils.data import best_constant_answer, problems_of_step
-from utils.dry_run import dry_run
 from utils.evaluation import evaluate, summary
 from utils.inspection import describe_group
-from utils.logger import Logger
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
 from utils.metrics import LossMeans, Stopwatch, count_tokens, engine_mismatch
 from utils.packing import pack_mini_batches, with_logprobs
-from utils.prepare import check_batch, load_inputs, memory_plan, print_plan
 from utils.prompts import build_prompt, solution_slices
-from utils.report import closing_table, plot_curves
+from utils.report.curves import closing_table, plot_curves
 from utils.rollouts import rollout_metrics, rollout_texts, verify
+from utils.run import distributed, processes
+from utils.run.cli import run_script
+from utils.run.errors import check_numbers, require
+from utils.run.logger import Logger
+from utils.run.output_dir import check_output_dir
+from utils.setup.inputs import load_inputs
+from utils.setup.memory_probe import dry_run
+from utils.setup.plan import check_batch, memory_plan, print_plan
 from utils.types import Problem
 from utils.update_guard import UpdateGuard
 from utils.zero import Actor, load_model, load_reference, resolve_dtype
@@ -148,9 +152,7 @@ def main(args: Args) -> None:
         })
         return
 
-    lock_output_dir(args.output_dir)
-    device = distributed.init(args.timeout_minutes)
-    heartbeat.start(args.output_dir, args.timeout_minutes)
+    device = processes.start(args.output_dir, args.timeout_minutes)
     dtype = resolve_dtype(args.dtype, device)
     actor = Actor(
         load_model(args.model, dtype), betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
@@ -178,9 +180,9 @@ def main(args: Args) -> None:
 
     dry_run(actor, engine, vars(args), device, logger)
     guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
-    interruption.listen()
+    processes.listen()
     for done in range(start, args.total_steps + 1):  # steps that lie behind; the first to be taken is step 1
-        is_end, is_interrupted = done == args.total_steps, interruption.requested()
+        is_end, is_interrupted = done == args.total_steps, processes.stop_requested()
 
         # 0. evaluate and save
         if (done % args.eval_every == 0 or is_end) and not (args.resume and done == start):
@@ -265,8 +267,8 @@ def main(args: Args) -> None:
     elif distributed.is_main():
         table = closing_table(args.output_dir, best_constant_answer(inputs.test_problems))
         print(f"curves: {plot_curves(args.output_dir)}\n\n{table}", flush=True)
-    distributed.shutdown()
+    processes.end()
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

@@ -17,10 +17,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from utils import distributed, heartbeat
-from utils.checks import is_first_process, require, world_size, writing
 from utils.data import fingerprint
-from utils.logger import plain
+from utils.run import distributed, watchdog
+from utils.run.errors import require
+from utils.run.output_dir import plain, writing
 from utils.types import Problem
 from utils.zero import Actor
 
@@ -41,7 +41,7 @@ def describe_run(
     return {
         "settings": plain({name: value for name, value in settings.items() if name not in FREE}),
         "data": {"train": fingerprint(list(problems)), "test": fingerprint(list(test_problems))},
-        "processes": world_size(),
+        "processes": distributed.world_size(),
     }
 
 
@@ -79,7 +79,7 @@ def find(
     name = f"step_{resume_step}" if resume_step else latest.read_text().strip()
     step = int(name.removeprefix("step_"))
     require(step <= total_steps, "--total_steps", total_steps, f"the checkpoint to resume is at step {step}")
-    problem = damage(folder / name, with_hashes=is_first_process())
+    problem = damage(folder / name, with_hashes=distributed.is_main())
     require(problem is None, "--resume", folder / name, f"{problem}{offer(folder, besides=name)}")
     before = json.loads((folder / name / "manifest.json").read_text())["run"]
     for what, old, new in (("processes", before["processes"], run["processes"]),
@@ -110,7 +110,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def hash_of(path: Path) -> str:
-    heartbeat.progress()
+    watchdog.progress()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -146,7 +146,7 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
          keep_last: int, keep_every: int) -> None:  # fmt: skip
     """Write checkpoint `step` of the run that `describe_run` describes; then drop the older ones but the `keep_last`
     newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks call together."""
-    heartbeat.phase("checkpoint")
+    watchdog.phase("checkpoint")
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
     with writing(final, remove=partial):

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from rewards import VERIFIERS, pool, score
 from utils import ROOT, seeding
-from utils.checks import BadInput
+from utils.run.errors import BadInput
 from utils.tasks import benchmarks, countdown, kk_logic, math, tree
 from utils.types import Problem
 

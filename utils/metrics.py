@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils import distributed, heartbeat
-from utils.checks import RunStopped
 from utils.losses import masked_mean
 from utils.packing import pack
+from utils.run import distributed, watchdog
+from utils.run.errors import RunStopped
 from utils.types import Rollout
 from utils.zero import Scorer
 
@@ -100,7 +100,7 @@ class Stopwatch:
 
     def __init__(self, step: int) -> None:
         self.seconds: dict[str, float] = {}
-        heartbeat.phase("problems", step)
+        watchdog.phase("problems", step)
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -109,5 +109,5 @@ class Stopwatch:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds[f"seconds/{name}"] = self.seconds.get(f"seconds/{name}", 0.0) + now - self.last
-        heartbeat.phase(AFTER[name])
+        watchdog.phase(AFTER[name])
         self.last = now

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import distributed
+from utils.run import distributed
 from utils.types import PADDING, PREFIX, MicroBatch, Problem, Prompt, Rollout
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.checks import BadInput
 from utils.types import Problem, Prompt
 
 
@@ -63,49 +62,6 @@ def build_demonstration(problem: Problem, tokenizer: PreTrainedTokenizerBase, bo
     """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
     ids = [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id]
     return Prompt(problem, encode_prompt(problem, tokenizer, bos), ids, len(problem.solution))
-
-
-def check_demonstration_lengths(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_length: int, bos: bool
-) -> tuple[list[Problem], int]:
-    """The problems whose prompt and demonstration fit into `max_length` tokens, and how many do not: a demonstration
-    is never cut, since it would lose its answer and its end.
-
-    Raises:
-        BadInput: none fits.
-    """
-    parts = [tokenizer(texts, add_special_tokens=False)["input_ids"]
-             for texts in ([p.prompt for p in problems], [p.demonstration for p in problems])]
-    added = len(start_ids(tokenizer, bos)) + 1  # an end-of-sequence token
-    lengths = [added + len(prompt) + len(demonstration) for prompt, demonstration in zip(*parts, strict=True)]
-    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
-    if not fitting:
-        raise BadInput(f"flag --max_length {max_length}: no demonstration is as short, the shortest has {min(lengths)}")
-    return fitting, len(problems) - len(fitting)
-
-
-def check_prompt_lengths(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, split: str,
-    skip: bool,
-) -> tuple[list[Problem], int]:  # fmt: skip
-    """The problems whose prompt fits into `max_prompt_length` tokens, and how many do not.
-
-    Raises:
-        BadInput: one does not fit and `skip` is not set, or none is left.
-    """
-    texts = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    added = len(start_ids(tokenizer, bos))
-    lengths = [added + len(ids) for ids in texts]
-    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
-    num_long = len(problems) - len(fitting)
-    if num_long and not skip:
-        raise BadInput(
-            f"flag --max_prompt_length {max_prompt_length}: {num_long} of {len(problems)} {split} prompts are longer "
-            f"(the longest has {max(lengths)} tokens); raise it, or leave them out with --skip_long_prompts"
-        )
-    if not fitting:
-        raise BadInput(f"flag --max_prompt_length {max_prompt_length}: no {split} prompt is as short as that")
-    return fitting, num_long
 
 
 def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rewards import Score, pool, score_all
-from utils import distributed
 from utils.prompts import decode
+from utils.run import distributed
 from utils.types import Rollout
 
 

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from utils import distributed
-from utils.checks import RunStopped
 from utils.metrics import LossMeans
+from utils.run import distributed
+from utils.run.errors import RunStopped
 from utils.types import MicroBatch
 
 

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from inference.hybrid_engine import load_generation_config
-from utils import distributed, heartbeat
 from utils.attention import make_layout
-from utils.checks import RunStopped
 from utils.linear import use_onednn
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy
+from utils.run import distributed, watchdog
+from utils.run.errors import RunStopped
 from utils.types import MicroBatch
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
@@ -37,7 +37,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    heartbeat.progress()
+    watchdog.progress()
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
     loaded.generation_config = load_generation_config(model)
     return use_onednn(loaded)
@@ -142,7 +142,7 @@ class Scorer:
         return self._forward(micro_batch, with_entropies=True)
 
     def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
-        heartbeat.progress()
+        watchdog.progress()
         if self.by_response:
             visible = make_layout(micro_batch.owners, micro_batch.branches, micro_batch.input_ids.device,
                                   self.policy.model.dtype)
@@ -173,7 +173,7 @@ class Actor(Scorer):
                  gradient_checkpointing: bool):
         if gradient_checkpointing:
             checkpoint_layers(model)
-        heartbeat.progress()
+        watchdog.progress()
         policy = Policy(model)
         self.zero_stage = zero_stage
         adam = deepspeed.ops.adam.DeepSpeedCPUAdam if offload and zero_stage > 0 else torch.optim.AdamW
@@ -190,7 +190,7 @@ class Actor(Scorer):
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
-        heartbeat.progress()
+        watchdog.progress()
         one_or_nan = 1 + 0 * loss.detach()  # a bad loss may have good gradients: a clipped token's are zero
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * (one_or_nan * distributed.world_size()))
@@ -201,7 +201,7 @@ class Actor(Scorer):
         Infinity says that the update was skipped, on all ranks: the gradients are gone; weights, master copies,
         optimiser states and their step counters are bit for bit what they were.
         """
-        heartbeat.progress()
+        watchdog.progress()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
@@ -224,7 +224,7 @@ class Actor(Scorer):
             return
         bucket: dict[str, nn.Parameter] = {}
         for last, (name, parameter) in enumerate(named.items(), start=1 - len(named)):
-            heartbeat.progress()
+            watchdog.progress()
             bucket[name] = parameter
             if last == 0 or sum(p.ds_numel for p in bucket.values()) >= GATHER_BUCKET:
                 with deepspeed.zero.GatheredParameters(list(bucket.values())):

@@ -1,4 +1,4 @@
-"""Resident memory of a CPU process that trains, against the estimate of utils/memory.py: one process, float32.
+"""Resident memory of a CPU process that trains, against the estimate of utils/setup/memory.py: one process, float32.
 
     python -m tests.bench.memory --zero_stage 0 --num_layers 8
 
@@ -19,9 +19,9 @@ import tyro
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tests.models import VOCABULARY, random_advantages, random_groups
-from utils import distributed
-from utils.memory import Run, shape_of, training_states
 from utils.packing import pack
+from utils.run import processes
+from utils.setup.memory import Run, shape_of, training_states
 from utils.zero import Actor
 
 
@@ -42,7 +42,7 @@ def resident() -> int:
 
 
 def main(args: Args) -> None:
-    device = distributed.init()
+    device = processes.join()
     config = Qwen2Config(
         vocab_size=max(args.vocab_size, VOCABULARY), hidden_size=args.hidden_size, num_hidden_layers=args.num_layers,
         intermediate_size=3 * args.hidden_size, num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=True,
@@ -77,7 +77,7 @@ def main(args: Args) -> None:
     print(json.dumps({"zero_stage": actor.zero_stage, "parameters": shape.parameters, "grown MB": round(grown / 1e6, 1),
                       "predicted MB": round(predicted / 1e6, 1), "ratio": round(grown / predicted, 3),
                       "bytes per parameter": round(grown / shape.parameters, 2)}))
-    distributed.shutdown()
+    processes.end()
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.hybrid_engine import load_engine
 from tests.bench.workload import make_model, make_problems
-from utils import distributed
 from utils.data import load_problems
 from utils.prompts import build_prompt
+from utils.run import processes
 from utils.zero import resolve_dtype
 
 
@@ -50,7 +50,7 @@ class Args:
 def main(args: Args) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
-    device = distributed.init()
+    device = processes.join()
     dtype = resolve_dtype("auto", device)
     results = []
     with tempfile.TemporaryDirectory() as folder:

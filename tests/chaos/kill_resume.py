@@ -24,7 +24,7 @@ import tyro
 
 from tests.launching import DEEPSPEED, MARK, ROOT, marked, to_words
 from utils import tiny_base
-from utils.runs import read_metrics
+from utils.report.runs import read_metrics
 from utils.tasks import countdown
 
 ALGORITHMS = ("uft", "rft", "stage", "r3", "sft")

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from utils.checks import BadInput, is_first_process, launch, require
+from utils.run import distributed
+from utils.run.cli import run_script
+from utils.run.errors import BadInput, require
 from utils.tasks.files import write_splits
 from utils.tasks.math import load_rows, to_row
 
@@ -91,7 +93,7 @@ def build(output_dir: str | os.PathLike, name: Name, source: str = "") -> None:
     args = Args(name=name, output_dir=str(output_dir), source=source)
     rows = generate(args)
     write_splits(args.output_dir, {"test": rows})
-    if is_first_process():
+    if distributed.is_main():
         print(f"{args.output_dir}: {len(rows)} test problems of {name}")
 
 
@@ -100,4 +102,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from utils.checks import BadInput, launch, require
+from utils.run.cli import run_script
+from utils.run.errors import BadInput, require
 from utils.tasks.constant_patterns import best_constant_pattern, pattern_hits
 from utils.tasks.files import make_row, write_splits
 
@@ -262,4 +263,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

@@ -20,7 +20,8 @@ from itertools import cycle, islice, product
 from typing import Any
 
 from rewards.kk_logic import parse_ground_truth
-from utils.checks import launch, require
+from utils.run.cli import run_script
+from utils.run.errors import require
 from utils.tasks.files import make_row, write_splits
 from utils.tasks.kk_solving import (
     JOINED,
@@ -222,4 +223,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

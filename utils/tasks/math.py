@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.checks import BadInput, is_first_process, launch, require
+from utils.run import distributed
+from utils.run.cli import run_script
+from utils.run.errors import BadInput, require
 from utils.tasks.files import make_row, write_splits
 
 DATA_SOURCE = "DigitalLearningGmbH/MATH-lighteval"
@@ -224,7 +226,7 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
     args = Args(output_dir=str(output_dir), **flags)
     splits, left_out = generate(args)
     write_splits(args.output_dir, splits)
-    if is_first_process():
+    if distributed.is_main():
         reasons = "".join(f"; left out {count} {reason}" for reason, count in left_out.items() if count)
         print(f"{args.output_dir}: {len(splits['train'])} train, {len(splits['test'])} test problems of MATH{reasons}")
 
@@ -234,4 +236,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from utils.checks import BadInput, launch, require
+from utils.run.cli import run_script
+from utils.run.errors import BadInput, require
 from utils.tasks.files import make_row, write_splits
 
 METADATA_KEY = b"tree_setting"  # the parquet schema carries the Setting as JSON
@@ -140,4 +141,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)

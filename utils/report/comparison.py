@@ -3,7 +3,6 @@
 Runs of a group differ in a trailing _seedN of their folder's name; its line is their mean, its band spans all of them.
 """
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from utils.data import BUILT_IN, BUILT_IN_FOLDER, best_constant_answer, load_problems
-from utils.runs import (
+from utils.report.runs import (
     ACCURACY,
+    COLOURS,
     data_name,
     distinct_names,
     evaluation_interval,
@@ -23,21 +22,11 @@ from utils.runs import (
     read_args,
     read_evaluations,
     read_metrics,
+    save_small,
     seed_counts,
     table,
     without_data,
 )
-
-# Okabe and Ito's palette: told apart by the colour-blind too. A group keeps its place in it over all panels.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-
-
-def save_small(figure: Figure, path: Path) -> None:
-    """The figure as a PNG with a palette, a third of the bytes."""
-    image = io.BytesIO()
-    figure.savefig(image)
-    colours = Image.open(image).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    colours.save(path, optimize=True)
 
 
 def by_task(output_dirs: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
@@ -152,3 +141,31 @@ def comparison_table(output_dirs: Sequence[Path]) -> str:
         rows.append(["best constant pattern", *("" if c is None else f"{c:.1%}" for c in constants)])
     header = [f"{task}, {seed_counts(groups)}" for task, groups in tasks.items()]
     return table(["final accuracy (95 % interval, pooled)", *header], rows)
+
+
+def several_runs_table(output_dirs: list[Path], pattern_accuracy: float | None = None) -> str:
+    """Markdown: the last evaluation of each run; folders that differ only in a trailing _seedN share a row, named as by
+    `named_groups`.
+
+    Min to max is over the seeds. The 95 % interval pools their answers as if each met other problems: where all meet
+    the same ones, as they usually do, it is too narrow for a claim about new problems.
+    """
+    groups = {group: [read_evaluations(run) for run in runs] for group, runs in named_groups(output_dirs).items()}
+    rows = []
+    for group, runs in groups.items():
+        first, last = [evaluations[0] for evaluations in runs], [evaluations[-1] for evaluations in runs]
+        steps = sorted({line["step"] for line in last})
+        accuracies = [line[ACCURACY] for line in last]
+        low, high = evaluation_interval(*last)
+        rows.append([
+            group,
+            str(len(runs)),
+            str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}",
+            "" if any(line["step"] for line in first) else f"{mean(line[ACCURACY] for line in first):.1%}",
+            f"{mean(accuracies):.1%}",
+            f"{min(accuracies):.1%} to {max(accuracies):.1%}",
+            f"{low:.1%} to {high:.1%}",
+        ])
+    if pattern_accuracy is not None:
+        rows.append(["best constant pattern", "", "", "", f"{pattern_accuracy:.1%}", "", ""])
+    return table(["run", "seeds", "step", "base", "final accuracy", "min to max", "95 % interval, pooled"], rows)

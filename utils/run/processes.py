@@ -1,10 +1,16 @@
-"""The processes of a run: who they are, and the few things they tell each other."""
+"""Start and end of the processes of a run, and requests to stop.
+
+At SIGTERM or SIGINT the step is finished, a checkpoint saved, and the process ends with status 0. A second signal ends
+it at once. DeepSpeed's launcher hands on what it gets, more than once within a second, and kills what is left after 30
+seconds; a longer step is lost then, and the run goes on from its last checkpoint.
+"""
 
 import contextlib
 import fcntl
 import io
 import os
 import platform
+import signal
 import time
 import warnings
 from datetime import timedelta
@@ -17,15 +23,32 @@ import torch.distributed as dist
 import transformers
 from torch.utils import cpp_extension
 
-from utils import heartbeat
-from utils.checks import RunStopped
+from utils.run import distributed, watchdog
+from utils.run.errors import RunStopped
+from utils.run.output_dir import lock_output_dir
 
 DEFAULT_PORT = "29500"  # of DeepSpeed's launcher
 ANY_PORT = "0"
-MARGIN = 1.0  # minutes: the heartbeat, which can tell who is behind, speaks before a collective gives up
+MARGIN = 1.0  # minutes: the watchdog, which can tell who is behind, speaks before a collective gives up
+ONE_REQUEST = 2.0  # seconds: signals that close together are one
+
+_in_use: list[TextIO] = []  # open as long as the process lives
+_received: list[float] = []  # times of signals
 
 
-def init(timeout_minutes: float = 30) -> torch.device:
+def start(output_dir: str, timeout_minutes: float) -> torch.device:
+    """Take the output folder for this run, join the other ranks, and watch over them; returns this rank's device.
+
+    Raises:
+        BadInput: another run has the folder.
+    """
+    lock_output_dir(output_dir)
+    device = join(timeout_minutes)
+    watchdog.start(output_dir, timeout_minutes)
+    return device
+
+
+def join(timeout_minutes: float = 30) -> torch.device:
     """Join the other ranks (nccl with CUDA, gloo without) and return this rank's device.
 
     Works under the `deepspeed` launcher and alone (`python training/...`). On CPU the cores are divided over the
@@ -125,12 +148,9 @@ def _extensions_root() -> Path:
 def _unlink_shared_memory() -> None:
     """On a CPU DeepSpeed's ranks reduce through 66 MB of shared memory each, which it never removes. Once all have
     opened it, it needs no name, and is gone with the processes, however they end."""
-    barrier()
+    distributed.barrier()
     name = "_".join((str(os.getuid()), os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]))
     Path("/dev/shm", f"deepspeed_allreduce_buffer_{name}").unlink(missing_ok=True)
-
-
-_in_use: list[TextIO] = []  # open as long as the process lives
 
 
 def _forget_abandoned_locks() -> None:
@@ -155,60 +175,34 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=".*is deprecated.*", category=FutureWarning, module=module)
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    return rank() == 0
-
-
-def share(items: list) -> list:
-    """This rank's items: every world_size-th, so that any prefix of the list is spread evenly."""
-    return items[rank()::world_size()]
-
-
-def _reduce(values: list[float], operation: dist.ReduceOp) -> list[float]:
-    if world_size() == 1:
-        return values
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, operation)
-    return tensor.tolist()
-
-
-def sums(values: dict[str, float]) -> dict[str, float]:
-    """Each value summed over ranks, in double precision. Every rank must give the same names in the same order."""
-    return dict(zip(values, _reduce(list(values.values()), dist.ReduceOp.SUM), strict=True))
-
-
-def maximum(value: float) -> float:
-    return _reduce([value], dist.ReduceOp.MAX)[0]
-
-
-def gather(items: list) -> list:
-    """The ranks' lists put together, undoing `share`: every rank gets all, in the order before the sharing."""
-    if world_size() == 1:
-        return items
-    parts: list[list] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, items)
-    merged: list = [None] * sum(len(part) for part in parts)
-    for rank_of_part, part in enumerate(parts):
-        merged[rank_of_part::world_size()] = part
-    return merged
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
-
-
-def shutdown() -> None:
+def end() -> None:
     """Leave the group, so that the process ends without the warnings of an abandoned one."""
-    heartbeat.stop()
+    watchdog.stop()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+
+
+
+
+def listen() -> None:
+    """From here on the first signal is only noted. Called after the libraries that set handlers of their own."""
+    _received.clear()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note)
+
+
+def _note(number: int, _frame) -> None:
+    if _received and time.monotonic() > _received[0] + ONE_REQUEST:
+        os._exit(128 + number)
+    _received.append(time.monotonic())
+    if len(_received) == 1:
+        name = signal.Signals(number).name
+        message = f"\n{name}: finishing the step, then saving; a second signal ends the run at once\n"
+        os.write(2, message.encode())  # print is not safe in a handler
+
+
+def stop_requested() -> bool:
+    """Whether any rank has been asked to stop. All ranks call together."""
+    return bool(distributed.maximum(float(len(_received) > 0)))

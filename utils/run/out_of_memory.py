@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from utils import ROOT
-from utils.checks import world_size
+from utils.run import distributed
 
 GIB = 2**30
 ONEDNN = "could not (create|execute) a primitive"  # all it says when there is no memory for its code or its buffers
@@ -82,7 +82,7 @@ def advice(flags: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
         "max_tokens_per_micro_batch": True,
         "gradient_checkpointing": settings.get("gradient_checkpointing") is False,
         "offload": is_cuda and settings.get("offload") is False,
-        "zero_stage": world_size() > 1 and settings.get("zero_stage", 3) < 3,
+        "zero_stage": distributed.world_size() > 1 and settings.get("zero_stage", 3) < 3,
         "kv_cache_gb": True,
         "engine_memory_fraction": is_cuda and of_vllm,
     }

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from utils import distributed
-from utils.logger import Logger
-from utils.memory import GIB
-from utils.prepare import longest_rows
+from utils.run import distributed
+from utils.run.logger import Logger
+from utils.setup.memory import GIB
+from utils.setup.plan import longest_rows
 from utils.types import PREFIX, Engine, MicroBatch
 from utils.zero import Actor
 

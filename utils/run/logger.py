@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import re
@@ -18,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from utils import ROOT
-from utils.checks import writing
-from utils.tracking import Tracker
+from utils.run.output_dir import cut_after, json_line, plain, write_atomically, writing
+from utils.run.tracking import Tracker
 
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
 TRAINING_FIELDS = {
@@ -57,50 +56,6 @@ BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logg
 DIAGNOSIS_EVERY = 20  # steps
 MAX_DIFF_CHARACTERS = 200_000
 SAMPLE_COLOURS, RESET = {"prompt": "\033[2m", "hint": "\033[33m", "response": "\033[32m"}, "\033[0m"  # dim, ...
-
-
-def plain(value: Any) -> Any:
-    """The same value as JSON can hold it: tensors and numpy scalars as numbers, NaN and infinities as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def json_line(entry: dict) -> str:
-    return json.dumps(plain(entry), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a .jsonl file, without a torn last line (a killed writer); ValueError where another is torn."""
-    lines = path.read_bytes().split(b"\n")
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if line:
-            try:
-                entries.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
-    return entries
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
-
-
-def cut_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps: the resumed run writes them again."""
-    if path.exists():
-        write_atomically(path, "".join(json_line(entry) for entry in read_jsonl(path) if entry["step"] <= step))
 
 
 def diagnose(metrics: dict) -> str | None:

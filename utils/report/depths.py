@@ -1,6 +1,6 @@
 """Steps to half the problems right against the depth of the tree: the UFT paper's theorem, seen on a language model.
 
-    python -m utils.depths RUN RUN ... --figure depths.png      # runs on data of utils.tasks.tree
+    python -m utils.report.depths RUN RUN ... --figure depths.png      # runs on data of utils.tasks.tree
 
 Without hints the steps grow like the number of leaves, branching ** depth; with hints of random length like a
 polynomial of the depth. A step takes prompts_per_step * group_size responses, that is leaves.
@@ -16,8 +16,17 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from utils.comparison import COLOURS, data_folder, save_small
-from utils.runs import ACCURACY, has_evaluation, named_groups, read_args, read_evaluations, table
+from utils.report.comparison import data_folder
+from utils.report.runs import (
+    ACCURACY,
+    COLOURS,
+    has_evaluation,
+    named_groups,
+    read_args,
+    read_evaluations,
+    save_small,
+    table,
+)
 from utils.tasks.tree import load_setting
 
 

@@ -1,27 +1,25 @@
-"""What a run needs before a model loads: tokenizer and problems, checked against the flags, and the plan in words."""
+"""What a run reads before a model loads: tokenizer, configuration and problems, checked against the flags."""
 
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine, load_generation_config
-from utils.checks import BadInput, is_first_process, load_tokenizer, require, require_divides, world_size
-from utils.data import fingerprint, load_problems
-from utils.memory import SHAPES, Generation, Run, Shape, evaluation_facts, memory_facts, shape_of
-from utils.prompts import check_prompt_lengths, printable_prompt
-from utils.tracking import check_tracker
+from utils.data import load_problems
+from utils.prompts import start_ids
+from utils.run.errors import BadInput, require
+from utils.run.tracking import check_tracker
+from utils.setup.memory import SHAPES, Shape, shape_of
 from utils.types import Problem
-from utils.zero import resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,37 @@ def load_inputs(
     return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, bos, left_out)
 
 
+def load_tokenizer(model: str, may_be_unreachable: bool = False) -> PreTrainedTokenizerBase | None:
+    """Tokenizer of a local folder or Hugging Face name.
+
+    Args:
+        may_be_unreachable: return None where a name's files cannot be fetched (for --check without a hub).
+
+    Raises:
+        BadInput: no such folder, a folder without config.json or tokenizer, or a name whose files cannot be fetched.
+    """
+    folder = Path(model)
+    is_local = folder.is_dir()
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    require(is_local or not looks_local, "--model", model, "no such folder")
+    if is_local:
+        require((folder / "config.json").is_file(), "--model", model, "the folder has no config.json")
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        require(any((folder / name).is_file() for name in names), "--model", model,
+                "the folder has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    try:
+        AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:  # what transformers raises for unreadable, unknown and unreachable alike
+        if may_be_unreachable and not is_local:
+            return None
+        first_line = str(error).strip().splitlines()[0]
+        raise BadInput(f"flag --model {model}: config and tokenizer cannot be loaded ({first_line}); "
+                       "give a local folder, or a name of the Hugging Face hub that this machine can reach") from error
+    require(tokenizer.eos_token_id is not None, "--model", model, "its tokenizer has no end-of-sequence token")
+    return tokenizer
+
+
 DEFAULT_LENGTH = 1024  # tokens of prompts and of responses in an evaluation, where nothing says another
 
 
@@ -160,75 +189,44 @@ def stop_asking_a_silent_hub() -> None:
         close_session()  # the next one reads the constant
 
 
-def check_batch(
-    *, prompts_per_step: int, mini_batch_prompts: int, longest_group: int, longest_group_is: str,
-    max_tokens_per_micro_batch: int, num_problems: int,
-) -> None:  # fmt: skip
-    """Raises BadInput where a step cannot be divided into mini-batches, ranks and micro-batches.
+def check_demonstration_lengths(
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_length: int, bos: bool
+) -> tuple[list[Problem], int]:
+    """The problems whose prompt and demonstration fit into `max_length` tokens, and how many do not: a demonstration
+    is never cut, since it would lose its answer and its end.
 
-    `longest_group` is the number of tokens that a prompt and all that is trained on it can have; `longest_group_is`
-    says in flags how it comes about.
+    Raises:
+        BadInput: none fits.
     """
-    require(prompts_per_step <= num_problems, "--prompts_per_step", prompts_per_step,
-            f"is more than the {num_problems} training problems")
-    require_divides("--mini_batch_prompts", mini_batch_prompts, "--prompts_per_step", prompts_per_step)
-    require(mini_batch_prompts % world_size() == 0, "--mini_batch_prompts", mini_batch_prompts,
-            f"must be a multiple of the number of processes, {world_size()}")
-    require(max_tokens_per_micro_batch >= longest_group, "--max_tokens_per_micro_batch", max_tokens_per_micro_batch,
-            f"must hold {longest_group_is} = {longest_group} tokens")
+    parts = [tokenizer(texts, add_special_tokens=False)["input_ids"]
+             for texts in ([p.prompt for p in problems], [p.demonstration for p in problems])]
+    added = len(start_ids(tokenizer, bos)) + 1  # an end-of-sequence token
+    lengths = [added + len(prompt) + len(demonstration) for prompt, demonstration in zip(*parts, strict=True)]
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
+    if not fitting:
+        raise BadInput(f"flag --max_length {max_length}: no demonstration is as short, the shortest has {min(lengths)}")
+    return fitting, len(problems) - len(fitting)
 
 
-def longest_rows(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of the longest row that training packs with these flags, and how many such rows a prompt makes."""
-    if "group_size" not in settings:  # demonstrations
-        return settings["max_length"], 1
-    shared = settings["group_size"] if settings["share_prefix"] else 1  # responses in a row
-    row_length = settings["max_prompt_length"] + shared * settings["max_response_length"]
-    return row_length, settings["group_size"] // shared
+def check_prompt_lengths(
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, split: str,
+    skip: bool,
+) -> tuple[list[Problem], int]:  # fmt: skip
+    """The problems whose prompt fits into `max_prompt_length` tokens, and how many do not.
 
-
-def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a run with these flags needs on each process, for `print_plan`. Without group_size nothing is sampled in
-    training, which then packs demonstrations of at most max_length tokens; without zero_stage nothing is trained."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weight_bytes = resolve_dtype(settings["dtype"], device).itemsize
-    tests = -(-len(inputs.test_problems) // world_size())
-    lengths = {name: settings[name] for name in ("max_prompt_length", "max_response_length", "kv_cache_gb")}
-    if "zero_stage" not in settings:
-        return evaluation_facts(inputs.shape, Generation(weight_bytes=weight_bytes, **lengths), tests,
-                                settings["num_samples"] or 1)
-    row_length, rows_per_prompt = longest_rows(settings)
-    of_vllm = {"  vLLM": f"{settings['engine_memory_fraction']:.0%} of each GPU, instead of the replica and of what "
-                         "generating takes here"} if inputs.engine == "vllm" else {}
-    names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
-             "max_tokens_per_micro_batch")
-    return memory_facts(inputs.shape, Run(
-        weight_bytes=weight_bytes, processes=world_size(), has_reference=settings.get("kl_coef", 0) > 0,
-        group_size=settings.get("group_size", 0), row_length=row_length, rows_per_prompt=rows_per_prompt,
-        test_problems=len(inputs.test_problems),
-        **lengths, **{name: settings[name] for name in names},
-    )) | of_vllm
-
-
-def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:
-    """For --check, from the first process: `facts`, the data, and the first prompt exactly as the model will get it."""
-    if not is_first_process():
-        return
-    first = (inputs.problems or inputs.test_problems)[0]
-    prompt, num_tokens = repr(first.prompt), "not known, the tokenizer of --model cannot be reached from this machine"
-    if inputs.tokenizer is not None:
-        prompt, num_tokens = printable_prompt(first, inputs.tokenizer, inputs.bos)
-    facts = facts | {
-        "engine": f"{inputs.engine} ({inputs.engine_reason})",
-        "processes": world_size(),
-        **{name: f"{len(problems)} (fingerprint {fingerprint(problems)}"
-                 f"{f'; {count} left out: longer than --max_prompt_length' if count else ''})"
-           for name, problems, count in (("training problems", inputs.problems, inputs.left_out.get("train", 0)),
-                                         ("test problems", inputs.test_problems, inputs.left_out.get("test", 0)))},
-        "first prompt": prompt,
-        "first solution": repr(list(first.solution)),
-        "first prompt, tokens": num_tokens,
-    }
-    width = max(map(len, facts))
-    print(f"{title}: all checks passed. The plan:", *(f"  {name:<{width}}  {fact}" for name, fact in facts.items()),
-          sep="\n", flush=True)
+    Raises:
+        BadInput: one does not fit and `skip` is not set, or none is left.
+    """
+    texts = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    added = len(start_ids(tokenizer, bos))
+    lengths = [added + len(ids) for ids in texts]
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
+    num_long = len(problems) - len(fitting)
+    if num_long and not skip:
+        raise BadInput(
+            f"flag --max_prompt_length {max_prompt_length}: {num_long} of {len(problems)} {split} prompts are longer "
+            f"(the longest has {max(lengths)} tokens); raise it, or leave them out with --skip_long_prompts"
+        )
+    if not fitting:
+        raise BadInput(f"flag --max_prompt_length {max_prompt_length}: no {split} prompt is as short as that")
+    return fitting, num_long

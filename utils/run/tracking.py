@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from utils.checks import require
+from utils.run.errors import require
 
 PATIENCE = 8.0  # seconds that one call of the tracker may take, and that the end of the run waits for it
 RUN_FILE = "tracker.json"  # in the output folder: which run of the tracker it is, for --resume

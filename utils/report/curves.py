@@ -1,31 +1,18 @@
-"""What a run comes to: curves.png, the closing table, and the table of several runs.
-
-    python -m utils.report RUN              writes RUN/curves.png and prints base against trained
-    python -m utils.report RUN RUN ...      prints one row per run and writes a figure with a panel per task;
-                                            NAME_seed0, NAME_seed1, ... of one folder share a row and a line; where
-                                            folders have runs of one name, the folder is part of it
-"""
+"""What one run comes to: curves.png and the closing table."""
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import Annotated
 
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils import comparison
-from utils.runs import (
+from utils.report.runs import (
     ACCURACY,
     evaluation_interval,
-    has_evaluation,
-    named_groups,
     read_evaluations,
     read_metrics,
+    save_small,
     table,
 )
 
@@ -102,7 +89,7 @@ def plot_curves(output_dir: str | Path) -> Path:
     likelihoods.set_ylabel("nats per token")
     finish(losses, "Loss terms, before their coefficients", "per response token", zero, likelihoods)
     path = output_dir / "curves.png"
-    comparison.save_small(figure, path)
+    save_small(figure, path)
     return path
 
 
@@ -129,69 +116,3 @@ def closing_table(output_dir: str | Path, extra: tuple[str, float, str] | None =
     header = ["", f"accuracy on {evaluations[-1]['eval/n']} problems (95 % interval)", "format", "response tokens"]
     return table(header, rows)
 
-
-def several_runs_table(output_dirs: list[Path], pattern_accuracy: float | None = None) -> str:
-    """Markdown: the last evaluation of each run; folders that differ only in a trailing _seedN share a row, named as by
-    `named_groups`.
-
-    Min to max is over the seeds. The 95 % interval pools their answers as if each met other problems: where all meet
-    the same ones, as they usually do, it is too narrow for a claim about new problems.
-    """
-    groups = {group: [read_evaluations(run) for run in runs] for group, runs in named_groups(output_dirs).items()}
-    rows = []
-    for group, runs in groups.items():
-        first, last = [evaluations[0] for evaluations in runs], [evaluations[-1] for evaluations in runs]
-        steps = sorted({line["step"] for line in last})
-        accuracies = [line[ACCURACY] for line in last]
-        low, high = evaluation_interval(*last)
-        rows.append([
-            group,
-            str(len(runs)),
-            str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}",
-            "" if any(line["step"] for line in first) else f"{mean(line[ACCURACY] for line in first):.1%}",
-            f"{mean(accuracies):.1%}",
-            f"{min(accuracies):.1%} to {max(accuracies):.1%}",
-            f"{low:.1%} to {high:.1%}",
-        ])
-    if pattern_accuracy is not None:
-        rows.append(["best constant pattern", "", "", "", f"{pattern_accuracy:.1%}", "", ""])
-    return table(["run", "seeds", "step", "base", "final accuracy", "min to max", "95 % interval, pooled"], rows)
-
-
-@dataclass
-class Args:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Output folders of training runs."""
-    pattern_accuracy: float | None = None
-    """Accuracy (0 to 1) of the best constant answer on the test set; left out: found from the run's data, if there."""
-    figure: Path | None = None
-    """Where the figure of several runs is written; left out: comparison.png beside the first run."""
-
-
-def main(args: Args) -> None:
-    for run in args.runs:
-        if not (run / "metrics.jsonl").is_file():
-            sys.exit(f"RUNS {run} must be the output_dir of a training run, and it has no metrics.jsonl")
-        if not has_evaluation(run):
-            sys.exit(f"RUNS {run} has no evaluation yet, and nothing can be said of it")
-    if not args.runs:
-        sys.exit("RUNS (none) must name at least one output_dir of a training run")
-    constant = args.pattern_accuracy
-    if len(args.runs) == 1:
-        constant = comparison.constant_accuracy(args.runs[0]) if constant is None else constant
-        extra = None if constant is None else ("best constant pattern", constant, "")
-        print(closing_table(args.runs[0], extra))
-        print(f"\ncurves: {plot_curves(args.runs[0])}")
-        return
-    for task, groups in comparison.by_task(args.runs).items():
-        runs = [run for of_group in groups.values() for run in of_group]
-        accuracy = comparison.constant_accuracy(runs[0]) if constant is None else constant
-        print(f"{task}\n\n{several_runs_table(runs, accuracy)}\n")
-    print(comparison.comparison_table(args.runs))
-    figure = args.figure or args.runs[0].resolve().parent / "comparison.png"
-    comparison.plot_comparison(args.runs, figure)
-    print(f"\nfigure: {figure}")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Args, use_underscores=True))

@@ -1,7 +1,7 @@
 """Where every process of a run is, and the end of all of them when one stalls, dies or fails.
 
-Each process keeps a record of step and phase, with a sign of life, in `<output_dir>/.heartbeat` (utils/pulse.py). A
-thread of each process looks at all of them:
+Each process keeps a record of step and phase, with a sign of life, in `<output_dir>/.heartbeat` (see
+heartbeat.py). A thread of each process looks at all of them:
 
 - no progress for the limit (a collective that others do not join is none): every process dumps its stacks to stderr and
   `<output_dir>/stall_rank_R.txt`, and the run ends with a line that names the one that is behind;
@@ -24,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.pulse import TICK, Pulse, described, is_silent
+from utils.run.heartbeat import TICK, Pulse, described, is_silent
 
 FOLDER = ".heartbeat"  # in an output folder
 PATIENCE = 5.0  # seconds to wait for the last words of the others

@@ -1,0 +1,58 @@
+"""What runs come to: curves and closing table of one, tables and a figure of several.
+
+    python -m utils.report RUN              writes RUN/curves.png and prints base against trained
+    python -m utils.report RUN RUN ...      prints one row per run and writes a figure with a panel per task;
+                                            NAME_seed0, NAME_seed1, ... of one folder share a row and a line; where
+                                            folders have runs of one name, the folder is part of it
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from utils.report import comparison
+from utils.report.comparison import several_runs_table
+from utils.report.curves import closing_table, plot_curves
+from utils.report.runs import has_evaluation
+
+
+@dataclass
+class Args:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Output folders of training runs."""
+    pattern_accuracy: float | None = None
+    """Accuracy (0 to 1) of the best constant answer on the test set; left out: found from the run's data, if there."""
+    figure: Path | None = None
+    """Where the figure of several runs is written; left out: comparison.png beside the first run."""
+
+
+def main(args: Args) -> None:
+    for run in args.runs:
+        if not (run / "metrics.jsonl").is_file():
+            sys.exit(f"RUNS {run} must be the output_dir of a training run, and it has no metrics.jsonl")
+        if not has_evaluation(run):
+            sys.exit(f"RUNS {run} has no evaluation yet, and nothing can be said of it")
+    if not args.runs:
+        sys.exit("RUNS (none) must name at least one output_dir of a training run")
+    constant = args.pattern_accuracy
+    if len(args.runs) == 1:
+        constant = comparison.constant_accuracy(args.runs[0]) if constant is None else constant
+        extra = None if constant is None else ("best constant pattern", constant, "")
+        print(closing_table(args.runs[0], extra))
+        print(f"\ncurves: {plot_curves(args.runs[0])}")
+        return
+    for task, groups in comparison.by_task(args.runs).items():
+        runs = [run for of_group in groups.values() for run in of_group]
+        accuracy = comparison.constant_accuracy(runs[0]) if constant is None else constant
+        print(f"{task}\n\n{several_runs_table(runs, accuracy)}\n")
+    print(comparison.comparison_table(args.runs))
+    figure = args.figure or args.runs[0].resolve().parent / "comparison.png"
+    comparison.plot_comparison(args.runs, figure)
+    print(f"\nfigure: {figure}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, use_underscores=True))

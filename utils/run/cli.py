@@ -1,0 +1,43 @@
+"""From the command line to `main`, and from an error to one last line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from utils.run import distributed, out_of_memory, watchdog
+from utils.run.errors import BadInput, RunStopped
+
+
+def run_script(main: Callable, args_class: type) -> None:
+    """Parse the command line into `args_class` and call `main` with it.
+
+    Bad input ends the process with one line on stderr (from the first rank) and exit status 2, a run that must stop
+    with one and exit status 1; so does a lack of memory. Any error of one process ends all, and is told last: see
+    utils/run/watchdog.py.
+    """
+    settings: dict = {}
+    argv = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
+    try:
+        args = tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
+        settings = vars(args)
+        main(args)
+    except BadInput as error:
+        watchdog.stop()
+        if distributed.is_main():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except RunStopped as error:
+        watchdog.fail(str(error), error.remove)
+        os._exit(1)
+    except Exception as error:
+        shortage = out_of_memory.describe(error, settings)
+        if shortage is not None:
+            watchdog.fail(shortage)
+        elif not watchdog.fail_by(error):
+            raise
+        os._exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all files are closed; a library's thread aborts the interpreter's teardown in about one run of ten
