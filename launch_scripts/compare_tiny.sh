@@ -95,4 +95,4 @@ for method in sft rft sft_rft r3 stage uft; do
 done
 : >"$RUN/tables.md"
 ((${#runs[@]} < 2)) || python -m utils.report "${runs[@]}" --figure "$RUN/comparison.png" | tee -a "$RUN/tables.md"
-((${#trees[@]} < 1)) || python -m utils.depths "${trees[@]}" --figure "$RUN/depths.png" | tee -a "$RUN/tables.md"
+((${#trees[@]} < 1)) || python -m utils.report.depths "${trees[@]}" --figure "$RUN/depths.png" | tee -a "$RUN/tables.md"

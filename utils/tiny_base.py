@@ -25,9 +25,10 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rewards import score
-from utils.checks import check_numbers, launch, require
 from utils.data import CONSTANT_ANSWERS, data_folder, load_problems
 from utils.linear import use_onednn
+from utils.run.cli import run_script
+from utils.run.errors import check_numbers, require
 from utils.tiny_texts import TASKS
 from utils.types import Problem
 
@@ -145,7 +146,9 @@ def train(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, stream: Iterator[tuple[str, str]], args: Args
 ) -> None:
     """`args.steps` updates of the model, in place."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
+    )
     use_onednn(model).train()
     bar = tqdm(range(args.steps), desc="tiny base", unit="step")
     for step in bar:
@@ -212,4 +215,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    run_script(main, Args)
