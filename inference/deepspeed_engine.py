@@ -18,7 +18,7 @@ from deepspeed.runtime.rollout import HybridEngineRollout, RolloutRequest, Sampl
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from inference.cache_budget import cache_elements_of
+from inference.kv_cache import cache_elements_of
 from utils import seeding
 from utils.run import distributed, watchdog
 from utils.types import Prompt, Rollout

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
+from utils.actor import resolve_dtype
 from utils.data import load_problems
 from utils.inspection import DIM, GREEN, YELLOW, Piece, paint, pieces
 from utils.prompts import build_prompt, decode, encode, encode_prompt, solution_slices
@@ -40,7 +41,6 @@ from utils.run.cli import run_script
 from utils.run.errors import BadInput, check_numbers, require
 from utils.setup.inputs import load_inputs
 from utils.types import Engine, Problem, Prompt, Rollout
-from utils.zero import resolve_dtype
 
 FIRST_LIMIT = 8  # tokens that are waited for before there is anything to read
 GROWTH = 4  # factor to the next limit g; the work is at most 1 + g / (g - 1) times that of one call

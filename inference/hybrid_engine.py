@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from inference.supported import check_supported
+from inference.decoder import check_supported
 from utils.run import distributed
 from utils.run.errors import BadInput, require
 from utils.types import Engine

@@ -33,9 +33,9 @@ prepare() { # task
     fi
     [[ ! -f "$folder/base/config.json" ]] || return 0
     if [[ "$1" == countdown ]]; then
-        python -m utils.tiny_base --data "$folder/data" --output_dir "$folder/base" --steps 2500 --solved_fraction 0.3
+        python training/tiny_base.py --data "$folder/data" --output_dir "$folder/base" --steps 2500 --solved_fraction 0.3
     else
-        python -m utils.tiny_base --task tree --data "$folder/data" --output_dir "$folder/base" --steps 1200 \
+        python training/tiny_base.py --task tree --data "$folder/data" --output_dir "$folder/base" --steps 1200 \
             --solved_fraction 0 --batch_size 32 --hidden_size 64 --intermediate_size 192 --num_layers 2 \
             --max_position_embeddings 256
     fi

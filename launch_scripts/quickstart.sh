@@ -19,7 +19,7 @@ if [[ ! -f "$run/data/test.parquet" ]]; then
         --max_pattern_share 0.15
 fi
 if [[ ! -f "$run/base/config.json" ]]; then
-    python -m utils.tiny_base --data "$run/data" --output_dir "$run/base" --steps 2000 --solved_fraction 0.3 --eval_problems 0
+    python training/tiny_base.py --data "$run/data" --output_dir "$run/base" --steps 2000 --solved_fraction 0.3 --eval_problems 0
 fi
 
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"

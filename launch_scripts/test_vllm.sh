@@ -14,4 +14,4 @@ else
     python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # a thread for each of two processes
-python -m pytest tests/test_vllm_engine.py "$@"
+python -m pytest tests/inference/test_vllm_engine.py "$@"

@@ -7,7 +7,7 @@ Comparison instead, which the processes of pool.py then judge, with a limit on t
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rewards import countdown, kk_logic, math, numeric, pool, tree
+from rewards import competition_math, countdown, kk_logic, numeric, pool, tree
 from rewards.answer import Score
 
 __all__ = ["VERIFIERS", "Score", "score", "score_all"]
@@ -18,10 +18,10 @@ VERIFIERS: dict[str, Callable[[str, Mapping[str, Any]], Score | pool.Comparison]
     "openai/gsm8k": numeric.verify,
     "aime": numeric.verify,
     "amc": numeric.verify,
-    "DigitalLearningGmbH/MATH-lighteval": math.verify,
-    "math500": math.verify,
-    "minerva": math.verify,
-    "olympiad_bench": math.verify,
+    "DigitalLearningGmbH/MATH-lighteval": competition_math.verify,
+    "math500": competition_math.verify,
+    "minerva": competition_math.verify,
+    "olympiad_bench": competition_math.verify,
     "tree": tree.verify,
 }
 

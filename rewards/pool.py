@@ -30,7 +30,7 @@ CRASHED = Score(0.0, False, "verifier crashed")
 VERDICTS = {"equal": CORRECT, "different": WRONG_RESULT, "unparsable": UNPARSABLE}
 
 COMMAND = (sys.executable, "-m", "rewards.worker")
-ROOT = Path(__file__).resolve().parent.parent  # a worker's folder; rewards/ itself must never be: it holds a math.py
+ROOT = Path(__file__).resolve().parent.parent  # of the repository: a worker's folder
 TIME_LIMIT = 5.0  # seconds for one comparison, from when a worker takes it
 START_LIMIT = 120.0  # seconds for a worker's imports
 MAX_WORKERS = 1_024  # each may take 2 GiB

@@ -1,4 +1,5 @@
-r"""What stands after a number: units, which do not change it, and words that do. For rewards/numeric.py and math.py.
+r"""What stands after a number: units, which do not change it, and words that do. For numeric.py and
+competition_math.py.
 
 A unit is not judged: `5 cm` is 5, whatever the target is measured in.
 """

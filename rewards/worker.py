@@ -29,7 +29,7 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy,
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 
-from rewards.math import split
+from rewards.competition_math import split
 
 MAX_MEMORY = 2 * 1024**3  # bytes of address space
 SPARE_SECONDS = 3  # of processor time, after which the process ends though nobody stops it

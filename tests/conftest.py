@@ -13,8 +13,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from tests.float64 import float64  # noqa: E402
-from utils import tiny_base
+from tests.helpers.float64 import float64
+from training import tiny_base
 from utils.run import watchdog
 from utils.tasks import countdown  # noqa: E402
 

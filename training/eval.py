@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import load_engine
+from utils.actor import resolve_dtype
 from utils.evaluation import by_data_source, evaluate, evaluate_samples, tokenizer_mismatch
 from utils.prompts import printable_prompt
 from utils.report.results import results_of, results_table
@@ -35,7 +36,6 @@ from utils.run.errors import check_numbers, require
 from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import evaluation_lengths, load_inputs
 from utils.setup.plan import memory_plan, print_plan
-from utils.zero import resolve_dtype
 
 
 @dataclass

@@ -21,11 +21,13 @@ import torch
 
 from inference.hybrid_engine import build_engine
 from utils import checkpoint
+from utils.actor import Actor, load_model, load_reference, resolve_dtype
 from utils.data import best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
+from utils.guards import UpdateGuard, engine_mismatch
 from utils.inspection import describe_group
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
-from utils.metrics import LossMeans, Stopwatch, count_tokens, engine_mismatch
+from utils.metrics import LossMeans, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.prompts import build_prompt
 from utils.report.curves import closing_table, plot_curves
@@ -38,8 +40,6 @@ from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import load_inputs
 from utils.setup.memory_probe import dry_run
 from utils.setup.plan import check_batch, memory_plan, print_plan
-from utils.update_guard import UpdateGuard
-from utils.zero import Actor, load_model, load_reference, resolve_dtype
 
 
 @dataclass

@@ -18,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference.hybrid_engine import build_engine
 from utils import checkpoint
+from utils.actor import Actor, load_model, resolve_dtype
 from utils.data import best_constant_answer, problems_of_step
 from utils.evaluation import evaluate, summary
+from utils.guards import GUARD_PROMPTS, UpdateGuard, engine_mismatch
 from utils.inspection import describe_group
 from utils.losses import masked_mean
-from utils.metrics import GUARD_PROMPTS, LossMeans, Stopwatch, count_tokens, engine_mismatch
+from utils.metrics import LossMeans, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches
 from utils.prompts import build_demonstration, build_prompt
 from utils.report.curves import closing_table, plot_curves
@@ -35,8 +37,6 @@ from utils.setup.inputs import check_demonstration_lengths, load_inputs
 from utils.setup.memory_probe import dry_run
 from utils.setup.plan import check_batch, memory_plan, print_plan
 from utils.types import Rollout
-from utils.update_guard import UpdateGuard
-from utils.zero import Actor, load_model, resolve_dtype
 
 
 @dataclass

@@ -17,12 +17,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from utils.actor import Actor
 from utils.data import fingerprint
 from utils.run import distributed, watchdog
 from utils.run.errors import require
 from utils.run.output_dir import plain, writing
 from utils.types import Problem
-from utils.zero import Actor
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another

@@ -18,13 +18,13 @@ import pyarrow.parquet
 from rewards import VERIFIERS, pool, score
 from utils import ROOT, seeding
 from utils.run.errors import BadInput
-from utils.tasks import benchmarks, countdown, kk_logic, math, tree
+from utils.tasks import benchmarks, competition_math, countdown, kk_logic, tree
 from utils.types import Problem
 
 BUILT_IN: dict[str, Callable[[Path], None]] = {
     "countdown": countdown.build,
     "kk_logic": kk_logic.build,
-    "math": math.build,
+    "math": competition_math.build,
     "tree": tree.build,
     **{name: partial(benchmarks.build, name=name) for name in benchmarks.BENCHMARKS},  # for evaluation: no train split
 }

@@ -7,49 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.losses import masked_mean
-from utils.packing import pack
 from utils.run import distributed, watchdog
-from utils.run.errors import RunStopped
-from utils.types import Rollout
-from utils.zero import Scorer
-
-GUARD_TOKENS = 256  # of each process, scored at each step to compare the engine with the actor
-GUARD_PROMPTS = 4  # of each process, sampled for it where training samples nothing
-
-
-def engine_mismatch(
-    groups: Sequence[Sequence[Rollout]], actor: Scorer, device: torch.device, limit: float, max_tokens: int
-) -> dict[str, float]:
-    """How far the engine's log-probabilities of a few sampled tokens are from the actor's, over all ranks: the mean and
-    the maximum of |engine - actor| in nats. Every rank calls this together, before the weights change. The tokens are
-    scored in one forward pass over at most `max_tokens`, prompts and padding included.
-
-    Raises:
-        RunStopped: the mean is over `limit`, or not a number.
-    """
-    few: list[Rollout] = []
-    longest = 0
-    for first, *_ in groups:
-        longest = max(longest, sum(map(len, (first.prompt.prompt_ids, first.prompt.hint_ids, first.response_ids))))
-        if few and (longest * (len(few) + 1) > max_tokens
-                    or sum(len(rollout.response_ids) for rollout in few) >= GUARD_TOKENS):
-            break
-        few.append(first)
-    [micro_batch] = pack([[one] for one in few], [[0.0]] * len(few), longest * len(few), device)
-    mask = micro_batch.response_mask
-    differences = (actor.logprobs(micro_batch) - micro_batch.engine_logprobs)[mask].abs().double()
-    totals = distributed.sums({"sum": differences.sum().item(), "tokens": float(mask.sum())})
-    mean, largest = totals["sum"] / max(totals["tokens"], 1), distributed.maximum(differences.max().item())
-    if not mean <= limit:
-        raise RunStopped(
-            f"the engine's log-probabilities differ from the actor's by {mean:.3g} on average (largest {largest:.3g}), "
-            f"over --max_logprob_mismatch {limit:g}: it is not sampling from the policy that is trained. Look at: a "
-            "sync that failed or was left out (stale weights); other weights, dtype, rope scaling or tokenizer in "
-            "--model than the engine read; a temperature that only one side applies; the engine's attention kernels. "
-            "With --engine torch there is nothing between the two; if it runs there, the other engine is at fault. In "
-            "bfloat16 0.01 to 0.05 is rounding, for which the limit may be raised"
-        )
-    return {"logprob_mismatch": mean, "logprob_mismatch_max": largest}
 
 
 def count_tokens(masks: Sequence[Tensor]) -> float:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from utils import attention
 from utils.attention import Layout
-from utils.linear import add_product, product
+from utils.cpu_linear import add_product, product
 
 CHUNK_LOGITS = 2**26  # logits of a chunk at most, and log-probabilities kept for the backward pass: 256 MiB in float32
 CACHE_LOGITS = 2**20  # of a chunk on a CPU, where several passes over them should find them in its cache

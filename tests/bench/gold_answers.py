@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet
 import tyro
 
-from rewards import VERIFIERS, math, score_all
+from rewards import VERIFIERS, competition_math, score_all
 from rewards.answer import last_answer
 from rewards.kk_logic import parse_ground_truth
 from rewards.pool import Comparison, Pool, Worker
@@ -48,7 +48,7 @@ def main(args: Args) -> None:
     score_all(items)
     seconds = time.perf_counter() - start
     print(f"scored: {len(items)} in {seconds:.1f} s, {len(items) / seconds:.0f} answers per second")
-    comparisons = [comparison(row) for row in items if VERIFIERS[row[0]] is math.verify]
+    comparisons = [comparison(row) for row in items if VERIFIERS[row[0]] is competition_math.verify]
     if comparisons:
         for num_workers in args.workers:
             time_pool(comparisons, num_workers)
@@ -68,7 +68,8 @@ def target_text(ground_truth: Mapping[str, Any]) -> str:
 
 def comparison(row: Item) -> Comparison:
     _, completion, ground_truth = row
-    return Comparison(math.clean(str(ground_truth["target"])), math.clean(last_answer(completion)))
+    clean = competition_math.clean
+    return Comparison(clean(str(ground_truth["target"])), clean(last_answer(completion)))
 
 
 def time_pool(comparisons: list[Comparison], num_workers: int) -> None:

@@ -18,11 +18,11 @@ import torch
 import tyro
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from tests.models import VOCABULARY, random_advantages, random_groups
+from tests.helpers.models import VOCABULARY, random_advantages, random_groups
+from utils.actor import Actor
 from utils.packing import pack
 from utils.run import processes
 from utils.setup.memory import Run, shape_of, training_states
-from utils.zero import Actor
 
 
 @dataclass

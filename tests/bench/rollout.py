@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.hybrid_engine import load_engine
 from tests.bench.workload import make_model, make_problems
+from utils.actor import resolve_dtype
 from utils.data import load_problems
 from utils.prompts import build_prompt
 from utils.run import processes
-from utils.zero import resolve_dtype
 
 
 @dataclass

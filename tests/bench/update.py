@@ -8,10 +8,11 @@ packed   our packing without sharing: a prompt once per response
 shared   our packing as the scripts use it: a prompt once per group
 masked   the same with attention under a mask over the whole row, instead of by response (utils/attention.py)
 
-padded is the model as transformers loads it; on a CPU in float32 the others compute by oneDNN (utils/linear.py). FLOPs
-are those of matrix products and attention (a masked pair of tokens counts), divided by the time and by the rate of a
-large square matrix product on the same threads: torch.mm's, and oneDNN's beside it. Memory is the growth of the peak of
-the process over what it held before, weights and gradients not counted; each vocabulary size is a process of its own.
+padded is the model as transformers loads it; on a CPU in float32 the others compute by oneDNN (utils/cpu_linear.py).
+FLOPs are those of matrix products and attention (a masked pair of tokens counts), divided by the time and by the rate
+of a large square matrix product on the same threads: torch.mm's, and oneDNN's beside it. Memory is the growth of the
+peak of the process over what it held before, weights and gradients not counted; each vocabulary size is a process of
+its own.
 """
 
 import json
@@ -36,11 +37,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from tests.bench.workload import make_model
-from utils.linear import product
+from utils.actor import Scorer, load_model, resolve_dtype
+from utils.cpu_linear import product
 from utils.packing import pack
 from utils.policy import Policy
 from utils.types import Problem, Prompt, Rollout
-from utils.zero import Scorer, load_model, resolve_dtype
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from utils.tasks.files import write_splits
-from utils.tiny_base import make_tokenizer
+from training.tiny_base import make_tokenizer
+from utils.tasks.parquet import write_splits
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz 0123456789")
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import tyro
 
-from tests.launching import DEEPSPEED, MARK, ROOT, marked, to_words
-from utils import tiny_base
+from tests.helpers.launching import DEEPSPEED, MARK, ROOT, marked, to_words
+from training import tiny_base
 from utils.report.runs import read_metrics
 from utils.tasks import countdown
 

@@ -28,7 +28,7 @@ NUMBERS = [  # a target and right answers
     ("1.5", ["1 1/2", r"1\frac{1}{2}", "3/2", r"\frac32", "1.50", "1.5 cm", "1.5 m^2"]),
     ("073", ["73", "073", "73 degrees", r"73^\circ", "**73**"]),
 ]
-FORMULAS = [  # a target and right answers, by the first rules of rewards/math.py or by math-verify
+FORMULAS = [  # a target and right answers, by the first rules of rewards/competition_math.py or by math-verify
     ("5", ["5", "$5$", "5.0", r"\boxed{5}", "10/2", r"\sqrt{25}", "2+3", "x = 5", r"5\text{ cm}", "5 km/h",
            "2+3 = 5", "m+n=5"]),
     (r"\frac{1}{3}", [r"\frac{1}{3}", r"\dfrac13", "1/3", r"\frac{2}{6}", r"\frac{1}{4} + \frac{1}{12}",

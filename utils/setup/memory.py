@@ -1,7 +1,7 @@
 """How much memory a run needs on each GPU: arithmetic on the model's shape, before anything is loaded.
 
 The terms are what this code, DeepSpeed 0.19.8 and PyTorch 2.13 allocate where every response is as long as allowed.
-Activations agree with what autograd saves on a CPU (tests/test_memory.py), weights, gradients and optimiser states with
+Activations agree with what autograd saves on a CPU (test_memory.py), weights, gradients and optimiser states with
 the growth of a CPU process (tests/bench/memory.py). Nothing was measured on a GPU: its context, communication buffers
 and the gaps of its allocator (a few GiB) come on top.
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from inference.cache_budget import fitting
-from inference.supported import SUPPORTED
+from inference.decoder import SUPPORTED
+from inference.kv_cache import fitting
 from inference.torch_engine import PREFILL_TOKENS
 from utils.policy import CHUNK_LOGITS
 
@@ -63,7 +63,7 @@ SHAPES = {  # for machines that cannot reach the hub
 
 
 def shape_of(config: PretrainedConfig) -> Shape | None:
-    """The shape of a model, None for a type that is not among inference.supported.SUPPORTED."""
+    """The shape of a model, None for a type that is not among inference.decoder.SUPPORTED."""
     if config.model_type not in SUPPORTED:
         return None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from utils.actor import Actor
 from utils.run import distributed
 from utils.run.logger import Logger
 from utils.setup.memory import GIB
 from utils.setup.plan import longest_rows
 from utils.types import PREFIX, Engine, MicroBatch
-from utils.zero import Actor
 
 
 def dry_run(

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
+from utils.actor import resolve_dtype
 from utils.data import fingerprint
 from utils.prompts import printable_prompt
 from utils.run import distributed
 from utils.run.errors import require, require_divides
 from utils.setup.inputs import Inputs
 from utils.setup.memory import Generation, Run, evaluation_facts, memory_facts
-from utils.zero import resolve_dtype
 
 
 def check_batch(

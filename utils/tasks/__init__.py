@@ -1,1 +1,1 @@
-"""Where problems come from: countdown.py, kk_logic.py and tree.py generate, math.py and benchmarks.py load."""
+"""Where problems come from: countdown, kk_logic and tree generate them, competition_math and benchmarks load them."""

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 from utils.run import distributed
 from utils.run.cli import run_script
 from utils.run.errors import BadInput, require
-from utils.tasks.files import write_splits
-from utils.tasks.math import load_rows, to_row
+from utils.tasks.competition_math import to_row
+from utils.tasks.parquet import load_rows, write_splits
 
 Name = Literal["gsm8k", "aime24", "amc", "math500", "minerva", "olympiad_bench"]
 

@@ -9,7 +9,6 @@ intermediate results are exact positive integers. Rows follow the parquet schema
 `--max_pattern_share` keeps every constant answer pattern (see constant_patterns.py) under a share of each split.
 """
 
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from utils.run.cli import run_script
-from utils.run.errors import BadInput, require
-from utils.tasks.constant_patterns import best_constant_pattern, pattern_hits
-from utils.tasks.files import make_row, write_splits
+from utils.run.errors import require
+from utils.tasks.countdown_patterns import best_constant_pattern, pattern_hits
+from utils.tasks.parquet import make_row, read_setting, write_splits
 
 METADATA_KEY = b"countdown_setting"  # the parquet schema carries the Setting as JSON
 MAX_FRUITLESS_DRAWS = 200_000  # draws in a row without a new puzzle before a setting counts as exhausted
@@ -248,10 +246,7 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
 
 def load_setting(folder: str | os.PathLike) -> Setting:
     """The setting of a folder that `build` wrote. BadInput for other folders with a test.parquet."""
-    metadata = pq.read_schema(os.path.join(folder, "test.parquet")).metadata or {}
-    if METADATA_KEY not in metadata:
-        raise BadInput(f"flag --data {folder}: must have been written by utils.tasks.countdown")
-    return Setting(**json.loads(metadata[METADATA_KEY]))
+    return Setting(**read_setting(folder, METADATA_KEY, "countdown"))
 
 
 def main(args: Args) -> None:

@@ -22,7 +22,6 @@ from typing import Any
 from rewards.kk_logic import parse_ground_truth
 from utils.run.cli import run_script
 from utils.run.errors import require
-from utils.tasks.files import make_row, write_splits
 from utils.tasks.kk_solving import (
     JOINED,
     Claim,
@@ -34,6 +33,7 @@ from utils.tasks.kk_solving import (
     roles_in_words,
     solutions,
 )
+from utils.tasks.parquet import make_row, write_splits
 
 MAX_FRUITLESS_DRAWS = 10_000  # draws for one puzzle before a size counts as exhausted
 NAMES = (

@@ -8,7 +8,6 @@ right with branching ** -depth: a tree with one good leaf. Each single step is e
 chance.
 """
 
-import json
 import os
 import random
 from collections import Counter
@@ -16,11 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from utils.run.cli import run_script
-from utils.run.errors import BadInput, require
-from utils.tasks.files import make_row, write_splits
+from utils.run.errors import require
+from utils.tasks.parquet import make_row, read_setting, write_splits
 
 METADATA_KEY = b"tree_setting"  # the parquet schema carries the Setting as JSON
 STATES, TURNS = "ABCDEFGH", "12345678"
@@ -121,10 +118,7 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
 
 def load_setting(folder: str | os.PathLike) -> Setting:
     """The setting of a folder that `build` wrote. BadInput for other folders with a test.parquet."""
-    metadata = pq.read_schema(os.path.join(folder, "test.parquet")).metadata or {}
-    if METADATA_KEY not in metadata:
-        raise BadInput(f"flag --data {folder}: must have been written by utils.tasks.tree")
-    return Setting(**json.loads(metadata[METADATA_KEY]))
+    return Setting(**read_setting(folder, METADATA_KEY, "tree"))
 
 
 def best_constant_pattern(problems: Iterable[Any]) -> tuple[str, float]:

@@ -1,0 +1,129 @@
+"""Starting the scripts as a user does: `deepspeed --num_gpus N training/uft.py ...` from the repository root."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from utils import ROOT
+from utils.report.runs import read_metrics
+
+DEEPSPEED = Path(sys.executable).parent / "deepspeed"
+TIMEOUT = 240  # seconds; a run that takes longer hangs
+MARK = "LAUNCHED_BY_TEST"  # environment variable, inherited by every process of a launch
+
+
+def to_words(flags: dict) -> list[str]:
+    """{"lr": 1e-3, "resume": True, "share_prefix": False} as `--lr 0.001 --resume --no_share_prefix`."""
+    words = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def launch(
+    script: str, flags: dict, num_processes: int, interrupt: tuple[Path, str] | None = None,
+    fault: Callable[[], None] | None = None, **variables: str
+) -> subprocess.CompletedProcess:
+    """The script under the real `deepspeed` launcher on `num_processes` processes of this machine."""
+    return launch_words(script, to_words(flags), num_processes, interrupt, fault, **variables)
+
+
+def launch_words(
+    script: str, words: list[str], num_processes: int, interrupt: tuple[Path, str] | None = None,
+    fault: Callable[[], None] | None = None, port: int = 0, **variables: str
+) -> subprocess.CompletedProcess:
+    """The same with the words of the command line as they are. The ranks meet at `port`, 0 for a free one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = port or free.getsockname()[1]
+    command = [str(DEEPSPEED), "--num_gpus", str(num_processes), "--master_port", str(port), script]
+    shared = f"deepspeed_*_{port}_*"
+    for abandoned in Path("/dev/shm").glob(shared):  # by a killed run of another day that had this port
+        abandoned.unlink()
+    result = run(command + words, interrupt, fault, **variables)
+    assert not list(Path("/dev/shm").glob(shared)), "shared memory is left behind"
+    return result
+
+
+def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedProcess:
+    """The script as one plain process, no launcher."""
+    return run([sys.executable, script, *to_words(flags)], **variables)
+
+
+def run(
+    command: list[str], interrupt: tuple[Path, str] | None = None,
+    fault: Callable[[], None] | None = None, **variables: str
+) -> subprocess.CompletedProcess:
+    """The command from the repository root. On a timeout all its processes are killed, and the output is shown.
+    `interrupt` = (file, text): SIGTERM goes to the last process started, as soon as the file has the text. `fault` is
+    called once the processes have been started, to do something to them.
+
+    The result carries `mark`, for `survivors`.
+    """
+    mark = uuid.uuid4().hex
+    path = f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"  # the launcher finds ninja there
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PATH": path, MARK: mark} | variables, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        if interrupt is not None:
+            wait_for(*interrupt)
+            os.kill(max(marked(mark)), signal.SIGTERM)
+        if fault is not None:
+            fault()
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        raise AssertionError(f"{' '.join(command)} hung for {TIMEOUT} s\n{stdout}\n{stderr}") from None
+    result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    result.mark = mark
+    return result
+
+
+def wait_for(file: Path, text: str) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not (file.is_file() and text in file.read_text()):
+        assert time.monotonic() < end, f"{file} does not get {text}"
+        time.sleep(0.02)
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Number and command line of the processes of a launch that live (Linux)."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def survivors(result: subprocess.CompletedProcess) -> list[str]:
+    """Command lines of the processes of a launch that still live."""
+    return list(marked(result.mark).values())
+
+
+def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """The same result; an AssertionError with the end of its output where it failed."""
+    assert result.returncode == 0, f"{' '.join(result.args)}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
+    return result
+
+
+def training_lines(output_dir: Path) -> list[dict]:
+    return [line for line in read_metrics(output_dir) if "loss" in line]
+
+
+def evaluation_lines(output_dir: Path) -> list[dict]:
+    return [line for line in read_metrics(output_dir) if "eval/accuracy" in line]

@@ -1,0 +1,211 @@
+"""Which engine is taken, the guard between engine and actor, and the engine's log-probabilities in the loss."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from inference import hybrid_engine
+from inference.hybrid_engine import check_engine, choose_engine
+from tests.helpers.float64 import CLOSE, IN_FLOAT64
+from tests.helpers.launching import evaluation_lines, launch, succeed, training_lines
+from tests.helpers.models import CPU, random_groups, scorer, tiny_model
+from utils import metrics
+from utils.guards import engine_mismatch
+from utils.losses import clipped_surrogate
+from utils.metrics import LossMeans
+from utils.packing import pack
+from utils.run.errors import BadInput, RunStopped
+
+# ----- which engine -----
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda=..., vllm=..., processes=...): what the machine has."""
+
+    def has(*, cuda: bool, vllm: bool, processes: int = 1) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(hybrid_engine, "find_spec", lambda name: SimpleNamespace() if vllm else None)
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+
+    return has
+
+
+@pytest.mark.parametrize(("cuda", "vllm", "name", "reason"), [
+    (True, True, "vllm", "CUDA and vLLM are here"),
+    (True, False, "torch", "no vLLM here"),
+    (False, True, "torch", "no CUDA here"),
+    (False, False, "torch", "no CUDA and no vLLM here"),
+])  # fmt: skip
+def test_auto_takes_vllm_where_cuda_and_vllm_are_and_says_why(machine, cuda, vllm, name, reason):
+    machine(cuda=cuda, vllm=vllm)
+    assert choose_engine("auto") == (name, reason)
+    assert choose_engine("torch") == ("torch", "as --engine says")
+
+
+def test_a_missing_vllm_names_the_command_that_installs_it(machine):
+    machine(cuda=True, vllm=False)
+    with pytest.raises(BadInput, match="^flag --engine vllm: vLLM is not installed; pip install -r requirements.txt"):
+        choose_engine("vllm")
+
+
+@pytest.mark.parametrize(("name", "flags", "message"), [
+    ("torch", {"tp_size": 2}, "flag --tp_size 2: is for vLLM, and the engine is torch"),
+    ("deepspeed", {"sleep_level": 1}, "flag --sleep_level 1: is for vLLM, and the engine is deepspeed"),
+    ("vllm", {"tp_size": 3}, "flag --tp_size 3: must divide the number of processes, 4"),
+    ("vllm", {"tp_size": 0}, "flag --tp_size 0: must divide the number of processes, 4"),
+    ("vllm", {"sleep_level": 2}, "flag --sleep_level 2: needs a GPU: vLLM cannot sleep on a CPU"),
+    ("vllm", {"temperature": 2.5}, "flag --temperature 2.5: must be at most 2 with --engine vllm"),
+])  # fmt: skip
+def test_flags_that_do_not_fit_the_engine_are_refused(machine, name, flags, message):
+    machine(cuda=False, vllm=True, processes=4)
+    with pytest.raises(BadInput) as error:
+        choose_engine(name, **flags)
+    assert str(error.value).startswith(message)
+
+
+def test_flags_of_vllm_that_fit_pass(machine):
+    machine(cuda=True, vllm=True, processes=4)
+    assert choose_engine("vllm", tp_size=2, sleep_level=2, temperature=2.0)[0] == "vllm"
+
+
+def test_heads_must_be_divisible_by_the_processes_of_an_engine():
+    config = Qwen2Config(num_attention_heads=6)
+    check_engine("vllm", config, tp_size=3)
+    with pytest.raises(BadInput, match="^flag --tp_size 4: must divide the 6 attention heads"):
+        check_engine("vllm", config, tp_size=4)
+
+
+# ----- the guard -----
+
+
+def groups_sampled_from(model, offset: float = 0.0):
+    """Groups whose engine log-probabilities are the model's, `offset` added to those of group 0's first response."""
+    groups = random_groups([(5, 0, (4, 9, 2)), (3, 2, (6, 1, 7)), (8, 1, (5, 5, 5))])
+    for number, group in enumerate(groups):
+        for sample, rollout in enumerate(group):
+            [micro_batch] = pack([[rollout]], [[0.0]], 100, CPU)
+            logprobs = scorer(model).logprobs(micro_batch)[micro_batch.response_mask]
+            rollout.logprobs[:] = (logprobs + offset * (number == sample == 0)).tolist()
+    return groups
+
+
+@pytest.mark.float64
+@pytest.mark.numerics
+def test_mismatch_is_the_mean_and_the_maximum_over_a_few_sampled_tokens():
+    model = tiny_model()
+    actor = scorer(model)
+    numbers = engine_mismatch(groups_sampled_from(model), actor, CPU, limit=1e-4, max_tokens=99)
+    assert 0 <= numbers["logprob_mismatch"] <= numbers["logprob_mismatch_max"] < CLOSE["atol"]
+    numbers = engine_mismatch(groups_sampled_from(model, offset=-0.3), actor, CPU, limit=0.2, max_tokens=99)
+    assert numbers["logprob_mismatch_max"] == pytest.approx(0.3, abs=CLOSE["atol"])
+    assert numbers["logprob_mismatch"] == pytest.approx(0.3 * 4 / (4 + 6 + 5), abs=CLOSE["atol"])  # first responses
+
+
+def test_only_a_few_tokens_are_scored(monkeypatch):
+    model, seen = tiny_model(), []
+    monkeypatch.setattr(metrics, "GUARD_TOKENS", 9)
+
+    def logprobs(micro_batch):
+        seen.append(int(micro_batch.response_mask.sum()))
+        return scorer(model).logprobs(micro_batch)
+
+    engine_mismatch(groups_sampled_from(model), SimpleNamespace(logprobs=logprobs), CPU, limit=1.0, max_tokens=99)
+    assert seen == [10]  # 4 are too few, 4 + 6 enough
+
+
+@pytest.mark.parametrize(("max_tokens", "num_scored"), [(1, 4), (21, 4), (22, 10), (41, 10), (42, 15)])
+def test_prompts_and_padding_of_the_scored_tokens_stay_within_a_micro_batch(max_tokens, num_scored):
+    """First responses of 9, 11 and 14 tokens with their prompts, 4, 6 and 5 without."""
+    model, shapes = tiny_model(), []
+
+    def logprobs(micro_batch):
+        shapes.append((int(micro_batch.response_mask.sum()), micro_batch.input_ids.numel()))
+        return scorer(model).logprobs(micro_batch)
+
+    engine_mismatch(groups_sampled_from(model), SimpleNamespace(logprobs=logprobs), CPU, 1.0, max_tokens)
+    [(num_responses, num_tokens)] = shapes
+    assert num_responses == num_scored and num_tokens <= max(max_tokens, 9)
+
+
+@pytest.mark.parametrize("offset", [0.3, -0.3, math.nan, math.inf])
+def test_the_run_stops_over_the_limit_and_says_what_to_look_at(offset):
+    model = tiny_model()
+    with pytest.raises(RunStopped, match=r"over --max_logprob_mismatch 0.05.*stale weights.*temperature"):
+        engine_mismatch(groups_sampled_from(model, offset), scorer(model), CPU, limit=0.05, max_tokens=99)
+
+
+@pytest.fixture(scope="module")
+def flags(base_model, countdown_data):
+    return {
+        "model": base_model, "data": countdown_data, "seed": 1, "total_steps": 2, "eval_every": 2, "eval_problems": 8,
+        "save_every": 9, "prompts_per_step": 16, "group_size": 4, "mini_batch_prompts": 8, "max_prompt_length": 64,
+        "max_response_length": 48, "max_tokens_per_micro_batch": 320, "lr": 1e-3, "kl_coef": 0,
+    }  # fmt: skip
+
+
+def test_a_sync_that_is_left_out_stops_the_run(tmp_path, flags):
+    own = {"engine": "torch", "zero_stage": 3, "max_logprob_mismatch": 1e-3, "output_dir": tmp_path / "run"}
+    result = launch("tests/workers/stale_sync.py", flags | own, num_processes=2)
+    assert result.returncode != 0
+    assert result.stderr.count("stopped: the engine's log-probabilities differ") == 1
+    assert [line["step"] for line in training_lines(tmp_path / "run")] == [1]
+
+
+def test_a_sync_that_is_left_out_stops_sft_too(tmp_path, flags):
+    """Which samples nothing, but would evaluate the old weights."""
+    own = {flag: value for flag, value in flags.items() if flag not in ("group_size", "kl_coef")} | {
+        "max_length": 96, "engine": "torch", "zero_stage": 3, "max_logprob_mismatch": 1e-3, "eval_every": 1,
+        "output_dir": tmp_path / "run"}
+    result = launch("tests/workers/stale_sync.py", own, num_processes=2)
+    assert result.returncode != 0
+    assert result.stderr.count("stopped: the engine's log-probabilities differ") == 1
+    lines = evaluation_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1] and all(0 < line["logprob_mismatch"] < 1e-4 for line in lines)
+
+
+# ----- the engine's log-probabilities in the loss -----
+
+
+@pytest.mark.slow
+@pytest.mark.numerics
+def test_engine_logprobs_give_the_losses_of_recomputed_ones(tmp_path, flags, exact_base_model):
+    """In float64, with a cap that cuts nothing."""
+    lines = {}
+    for old in ("actor", "engine"):
+        own = {"model": exact_base_model, "old_logprobs": old, "max_engine_ratio": 100, "zero_stage": 0,
+               "output_dir": tmp_path / old}
+        succeed(launch("training/rft.py", flags | own, num_processes=1, **IN_FLOAT64))
+        lines[old] = training_lines(tmp_path / old)
+    for actors, engines in zip(lines["actor"], lines["engine"], strict=True):
+        for name in ("loss", "pg_loss", "entropy", "grad_norm", "accuracy", "response_tokens"):
+            assert engines[name] == pytest.approx(actors[name], rel=CLOSE["rtol"], abs=CLOSE["atol"]), name
+        assert "engine_ratio" not in actors
+        assert 0.9 < engines["engine_ratio"] < 1.1 < engines["engine_ratio_max"] and engines["engine_ratio_capped"] == 0
+
+
+@pytest.mark.float64
+@pytest.mark.numerics
+def test_importance_weights_are_truncated_per_token():
+    ratios = torch.tensor([0.5, 1.5, 3.0, 8.0])
+    logprobs = ratios.log().requires_grad_()
+    for advantage, losses, slopes in ((1.0, [-0.5, -1.2, -1.2, -1.2], [-0.5, 0, 0, 0]),
+                                      (-1.0, [0.8, 1.5, 3.0, 4.0], [0, 1.5, 3.0, 0])):
+        loss = clipped_surrogate(logprobs, torch.zeros(4), torch.full((4,), advantage), 0.2, max_ratio=4.0)
+        torch.testing.assert_close(loss, torch.tensor(losses), **CLOSE)
+        [slope] = torch.autograd.grad(loss.sum(), logprobs)
+        torch.testing.assert_close(slope, torch.tensor(slopes), **CLOSE)
+
+
+@pytest.mark.float64
+@pytest.mark.numerics
+def test_ratios_are_logged_as_mean_maximum_and_share_over_the_cap():
+    losses = LossMeans()
+    mask = torch.tensor([True, True, False])
+    losses.add_ratios(torch.tensor([1.0, 3.0, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)
+    losses.add_ratios(torch.tensor([0.5, 2.5, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)
+    expected = {"engine_ratio": 7 / 4, "engine_ratio_capped": 2 / 4, "engine_ratio_max": 3.0}
+    assert losses.means(num_updates=1) == pytest.approx(expected, rel=CLOSE["rtol"])

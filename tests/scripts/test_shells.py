@@ -1,0 +1,202 @@
+"""Launch scripts on a stranger's machine: exported variables, another folder, an older bash, a path with spaces."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.launching import ROOT
+
+STUB = """#!/usr/bin/env bash
+printf '%s\\n' "$PWD" "$(command -v python)" "${DS_ACCELERATOR-none}" "$*" >>"$RECORD"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout in a folder with a space, whose .venv setup.sh finds complete; its `deepspeed` writes down where it
+    stands, which python is there, DS_ACCELERATOR and its words."""
+    folder = tmp_path / "my checkout"
+    shutil.copytree(ROOT / "launch_scripts", folder / "launch_scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (folder / ".venv" / "bin" / "deepspeed").write_text(STUB)
+    (folder / ".venv" / "bin" / "deepspeed").chmod(0o755)
+    for name in ("requirements.txt", "requirements-cpu.txt"):
+        shutil.copy(ROOT / name, folder)
+        with (ROOT / name).open() as file:
+            stamp = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout
+        (folder / ".venv" / f".installed-{name}").write_text(stamp)
+    return folder
+
+
+def bash(words: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    own = {"RECORD": str(folder / "record"), "PIP_NO_INDEX": "1"}  # a broken setup.sh must not download
+    return subprocess.run(["bash", *words], cwd=folder, env=inherited | own | variables, capture_output=True, text=True)
+
+
+STRANGE = {
+    "nothing": {},
+    "CDPATH": {"CDPATH": ".:/"},
+    "CDPATH that has another checkout": {"CDPATH": "{other}"},
+    "POSIXLY_CORRECT": {"POSIXLY_CORRECT": "1"},
+    "GREP_OPTIONS": {"GREP_OPTIONS": "--color=always"},
+    "BASH_ENV": {"BASH_ENV": "{other}/speaks"},
+    "PYTHONHOME": {"PYTHONHOME": "/nowhere"},
+    "PYTHONPATH": {"PYTHONPATH": "{other}"},
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("script", ["uft_qwen3b", "sft_rft_qwen3b", "eval_qwen3b"])
+def test_scripts_run_here_with_this_environment_whatever_is_exported(checkout, tmp_path, name, script):
+    (tmp_path / "other" / "launch_scripts").mkdir(parents=True)
+    (tmp_path / "other" / "speaks").write_text("echo spoken\n")
+    variables = {key: value.format(other=tmp_path / "other") for key, value in STRANGE[name].items()}
+    result = bash([f"launch_scripts/{script}.sh", "--check"], checkout, **variables)
+    assert result.returncode == 0 and "[setup]" not in result.stdout + result.stderr, result.stderr
+    lines = [line for line in (checkout / "record").read_text().splitlines() if line != "spoken"]
+    assert len(lines) == (8 if script == "sft_rft_qwen3b" else 4)
+    for here, python, _, words in zip(*(lines[i::4] for i in range(4)), strict=True):
+        assert (here, python) == (str(checkout), str(checkout / ".venv" / "bin" / "python"))
+        assert words.startswith("--quiet --num_gpus ") and words.endswith(" --check")
+
+
+def test_scripts_run_from_any_folder(checkout, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    result = bash(["../my checkout/launch_scripts/uft_qwen3b.sh"], tmp_path / "elsewhere", CDPATH=str(tmp_path))
+    assert result.returncode == 0
+    assert (tmp_path / "elsewhere" / "record").read_text().splitlines()[0] == str(checkout)
+
+
+def test_setup_sourced_names_its_environment_and_leaves_the_shell_as_it_was(checkout):
+    line = 'source launch_scripts/setup.sh && echo "$VIRTUAL_ENV|$CDPATH|$PWD|$-"'
+    result = bash(["-uc", line], checkout, CDPATH=".:/")
+    assert result.stdout == f"{checkout}/.venv|.:/|{checkout}|huBc\n", result.stderr
+
+
+@pytest.mark.parametrize(("build", "exported", "accelerator"), [
+    ("2.13.0+cpu", {}, "cpu"), ("2.13.0", {}, "none"), ("", {}, "none"),
+    ("2.13.0+cpu", {"DS_ACCELERATOR": "xpu"}, "xpu"),
+])  # fmt: skip
+def test_deepspeed_looks_for_no_gpu_where_pytorch_is_the_cpu_build(checkout, build, exported, accelerator):
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
+    (checkout / f"torch-{build or 0}.dist-info").mkdir()
+    if build:
+        (checkout / f"torch-{build}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {build}\n")
+    else:
+        python.write_text("#!/bin/sh\nexit 1\n")
+    bash(["launch_scripts/uft_qwen3b.sh"], checkout, PYTHONPATH=str(checkout), **exported)
+    assert (checkout / "record").read_text().splitlines()[2] == accelerator
+
+
+def test_quickstart_takes_the_gpus_that_are_visible(checkout):
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text('#!/bin/sh\n[ "$1" != -c ] || echo "$GPUS"\n')  # every other call succeeds, and does nothing
+    python.chmod(0o755)
+    for gpus, visible, words in (("0", "", "--num_gpus 2"), ("0", "1", "--num_gpus 2"), ("1", "", "--num_gpus 1"),
+                                 ("8", "", "--num_gpus 2"), ("1", "3", "--include localhost:3"),
+                                 ("3", "5,6,7", "--include localhost:5,6")):  # fmt: skip
+        (checkout / "record").unlink(missing_ok=True)
+        assert bash(["launch_scripts/quickstart.sh"], checkout, GPUS=gpus, CUDA_VISIBLE_DEVICES=visible).returncode == 0
+        assert (checkout / "record").read_text().splitlines()[3].startswith(f"--quiet {words} training/uft.py ")
+
+
+def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path):
+    """Also where shells that are started read a file that puts another one on PATH."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text('#!/bin/sh\necho "$*" >>calls\n')
+    python.chmod(0o755)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "deepspeed").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "other" / "deepspeed").chmod(0o755)
+    (tmp_path / "other" / "start").write_text(f"PATH='{tmp_path}/other':$PATH\n")
+    variables = {"BASH_ENV": str(tmp_path / "other" / "start"), "TASKS": "countdown tree5", "SEEDS": "0"}
+    result = bash(["launch_scripts/compare_tiny.sh"], checkout, **variables)
+    assert result.returncode == 0, result.stderr
+    logs = "".join(path.read_text() for path in (checkout / "runs").glob("**/logs/*.txt"))
+    words = (checkout / "record").read_text().splitlines()[3::4]
+    started = sorted(line.split(" training/")[1].split(".py")[0] for line in words)
+    assert not logs and started == ["r3", "r3", "rft", "rft", "rft", "sft", "stage", "stage", "uft", "uft"]
+    ports = {line.split("--master_port ")[1].split()[0] for line in words}
+    assert ports == {"29500", "29501"}  # two side by side
+    assert "utils.tasks.tree --output_dir runs/compare_tiny/tree5/data --depth 5 --branching 4 --train_problems 512 " \
+           "--test_problems 256" in (checkout / "calls").read_text()
+    assert bash(["launch_scripts/compare_tiny.sh"], checkout, TASKS="tree7").returncode == 2
+
+
+def bare_python(words: list[str]) -> subprocess.CompletedProcess:
+    """A Python without any package, such as the system's."""
+    return subprocess.run([sys.executable, "-S", *words], capture_output=True, text=True)
+
+
+def test_run_py_goes_on_as_the_environments_python(checkout):
+    """Started by any `python`, as the authors' README has it."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    script = str(checkout / "launch_scripts" / "run.py")
+    assert bare_python([script, "--model", "a b", "--eval"]).stdout == f"{script} --model a b --eval\n"
+
+
+def test_run_py_says_that_there_is_no_environment(checkout):
+    shutil.rmtree(checkout / ".venv")
+    result = bare_python([str(checkout / "launch_scripts" / "run.py")])
+    assert result.returncode == 2 and "has no DeepSpeed; first: source launch_scripts/setup.sh auto" in result.stderr
+    assert bare_python([str(checkout / "launch_scripts" / "run.py"), "--dry_run"]).stdout.count("\n") == 2
+
+
+def test_setup_makes_an_environment_whatever_is_exported(checkout, tmp_path):
+    """From a Python in a folder with a space; included files count, what PYTHONPATH and PIP_USER say does not."""
+    (tmp_path / "my python").mkdir()
+    (tmp_path / "my python" / "python").write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
+    (tmp_path / "my python" / "python").chmod(0o755)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "venv.py").write_text("raise SystemExit('another venv')\n")
+    (tmp_path / "broken" / "pip.py").write_text("raise SystemExit('another pip')\n")
+    (checkout / "some.txt").write_text("# none\n-r more.txt")
+    (checkout / "more.txt").write_text("# none\n")
+    shutil.rmtree(checkout / ".venv")
+    variables = {"PYTHON": str(tmp_path / "my python" / "python"), "PYTHONPATH": str(tmp_path / "broken"),
+                 "PIP_USER": "1", "PYTHONHOME": "/nowhere", "CDPATH": ".:/", "GREP_OPTIONS": "--color=always",
+                 "POSIXLY_CORRECT": "1"}  # fmt: skip
+    result = bash(["launch_scripts/setup.sh", "some.txt"], checkout, **variables)
+    assert result.returncode == 0, result.stderr
+    stamps = {path.name for path in (checkout / ".venv").glob(".installed-*")}
+    assert stamps == {".installed-some.txt", ".installed-more.txt"}
+    assert sorted(path.name for path in checkout.iterdir()) == [".venv", "launch_scripts", "more.txt",
+        "requirements-cpu.txt", "requirements.txt", "some.txt"]  # fmt: skip
+    assert bash(["launch_scripts/setup.sh", "some.txt"], checkout, **variables).stdout == ""  # nothing left to do
+
+
+NEWER = {  # than bash 3.2, which macOS has, or an error there and in 4.3 under set -u
+    "associative arrays": r"declare -A|local -A",
+    "mapfile": r"\b(mapfile|readarray)\b",
+    "upper and lower case": r"\$\{\w+(\^\^?|,,?)\}",
+    "&>>": r"&>>",
+    "[[ -v": r"\[\[ -v",
+    "negative index": r"\$\{\w+\[-",
+    "an array that may be empty": r'(?<!\+)"\$\{start\[@\]\}"',
+}
+
+
+@pytest.mark.parametrize("feature", NEWER)
+def test_scripts_need_no_newer_bash(feature):
+    for script in (ROOT / "launch_scripts").glob("*.sh"):
+        assert not re.search(NEWER[feature], script.read_text()), script.name
+
+
+def test_scripts_go_to_their_checkout_without_cdpath():
+    for script in (ROOT / "launch_scripts").glob("*.sh"):
+        assert not re.search(r'(?<!CDPATH="" )\bcd "', script.read_text()), script.name

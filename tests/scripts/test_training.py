@@ -1,0 +1,351 @@
+"""The scripts as users start them, on a tiny model: what a run writes, and what its numbers must not depend on."""
+
+import fcntl
+import json
+import math
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.float64 import CLOSE, IN_FLOAT64
+from tests.helpers.launching import evaluation_lines, launch, start, succeed, survivors, training_lines
+from tests.helpers.models import own_loss
+from training import r3, stage, uft
+from utils.data import load_problems, problems_of_step
+from utils.prompts import encode
+from utils.run import processes
+
+TRAINING_FIELDS = {
+    "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm",
+    "skipped_updates", "lr", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups",
+    "logprob_mismatch", "tokens_per_second",
+    "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update",
+}  # fmt: skip
+COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups")
+TOLERANCE = {"rel": CLOSE["rtol"], "abs": CLOSE["atol"]}
+STEPS, HINT_STEPS, PROMPTS, RESPONSE_LENGTH = 4, 2, 16, 48
+
+
+@pytest.fixture(scope="module")
+def flags(base_model, countdown_data):
+    """Of every run here, sft apart: four steps of two updates, hints in the first two."""
+    return {
+        "model": base_model, "data": countdown_data, "seed": 1, "total_steps": STEPS, "eval_every": 2,
+        "eval_problems": 20, "save_every": 2, "prompts_per_step": PROMPTS, "group_size": 4, "mini_batch_prompts": 8,
+        "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH, "max_tokens_per_micro_batch": 320, "lr": 1e-3,
+        "kl_coef": 0.1, "entropy_coef": 0.01,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uft_flags(flags):
+    return flags | {"hint_steps": HINT_STEPS, "p_high": 0.9, "p_low": 0.7, "sft_coef": 0.1}
+
+
+@pytest.fixture(scope="module")
+def uft_launch(tmp_path_factory, uft_flags):
+    """UFT on two processes under ZeRO-3, with a dry run, which changes no number: its folder, and what it printed."""
+    output_dir = tmp_path_factory.mktemp("uft") / "run"
+    more = {"zero_stage": 3, "dry_run": "always", "dump_batch": True, "output_dir": output_dir}
+    return output_dir, succeed(launch("training/uft.py", uft_flags | more, num_processes=2)).stdout
+
+
+@pytest.fixture(scope="module")
+def uft_run(uft_launch):
+    return uft_launch[0]
+
+
+@pytest.fixture(scope="module")
+def exact_run(tmp_path_factory, uft_flags, exact_base_model):
+    """The same run in float64."""
+    output_dir = tmp_path_factory.mktemp("exact") / "run"
+    own = {"model": exact_base_model, "zero_stage": 3, "output_dir": output_dir}
+    succeed(launch("training/uft.py", uft_flags | own, 2, **IN_FLOAT64))
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def exact_alone(tmp_path_factory, uft_flags, exact_base_model):
+    """In float64 too, cut in another way."""
+    output_dir = tmp_path_factory.mktemp("alone") / "run"
+    other = {"model": exact_base_model, "zero_stage": 0, "max_tokens_per_micro_batch": 900, "share_prefix": False,
+             "output_dir": output_dir}
+    succeed(launch("training/uft.py", uft_flags | other, 1, **IN_FLOAT64))
+    return output_dir
+
+
+def without_times(line):
+    return {name: value for name, value in line.items()
+            if not name.startswith("seconds/") and name != "tokens_per_second"}
+
+
+# ----- what a run writes -----
+
+
+def test_training_lines_have_every_field_of_the_contract(uft_run):
+    lines = training_lines(uft_run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert set(line) >= TRAINING_FIELDS
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
+        assert line["lr"] == 1e-3 and line["grad_norm"] > 0 and line["entropy"] > 0 and line["tokens_per_second"] > 0
+        assert line["kl_loss"] > 0  # the second update of a step is off the reference
+        assert line["flat_groups"] < 1 and 0 < line["accuracy"] < line["format"]  # else these runs would show little
+
+
+def test_evaluation_lines_stand_before_during_and_after(uft_run):
+    lines = evaluation_lines(uft_run)
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert all({"eval/accuracy", "eval/format", "eval/response_tokens"} <= set(line) for line in lines)
+    assert all(line["eval/n"] == 20 for line in lines)
+    assert len({line["eval/response_tokens"] for line in lines}) > 1  # the engine followed the actor
+
+
+def test_run_folder_has_the_files_of_the_contract(uft_run, uft_flags):
+    args = json.loads((uft_run / "args.json").read_text())
+    assert {name: args[name] for name in uft_flags if name not in ("model", "data")} == {
+        name: value for name, value in uft_flags.items() if name not in ("model", "data")}
+    environment = json.loads((uft_run / "environment.json").read_text())
+    assert environment["world_size"] == 2 and environment["versions"]["torch"] == torch.__version__
+    assert {"commit", "diff"} <= set(environment["git"]) and environment["hardware"]["cores"]
+    samples = [json.loads(line) for line in (uft_run / "samples.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in samples if one["kind"] == "evaluation"] == [0, 2, 4]
+    assert all(one["hint"] == "" for one in samples if one["kind"] == "evaluation")
+    assert any(one["hint"] for one in samples if one["kind"] == "training")
+    assert Image.open(uft_run / "curves.png").size > (500, 300)
+    checkpoints = uft_run / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
+    assert (checkpoints / "latest").read_text().strip() == "step_4"
+    for name in ("step_2", "step_4"):
+        assert (checkpoints / name / "hf" / "model.safetensors").is_file()
+        assert any((checkpoints / name / "state").iterdir())
+
+
+def test_hints_are_those_of_the_schedule_and_end_with_it(uft_run, uft_flags, base_model, countdown_data):
+    problems, tokenizer = load_problems(str(countdown_data), "train"), AutoTokenizer.from_pretrained(base_model)
+    args = uft.Args(**uft_flags, output_dir="")
+    for line in training_lines(uft_run):
+        chosen = problems_of_step(problems, line["step"], PROMPTS, args.seed)
+        hints = [uft.draw_hint(problem, line["step"], args) for problem in chosen]
+        assert line["hint_slices"] == pytest.approx(sum(map(len, hints)) / PROMPTS)
+        assert line["hint_tokens"] == pytest.approx(
+            sum(len(encode("".join(hint), tokenizer)) for hint in hints) / PROMPTS)
+        shown = line["step"] <= HINT_STEPS
+        assert (line["hint_slices"] > 0) == (line["sft_loss"] > 0) == (line["hint_tokens"] > 0) == shown
+
+
+@pytest.mark.slow
+@pytest.mark.numerics
+@pytest.mark.parametrize(("name", "own", "has_sft_loss"), [
+    ("stage", {"hint_steps": 6, "sft_coef": 0.1}, True),  # two chunks: three stages of two steps
+    ("r3", {}, False),
+])  # fmt: skip
+def test_stage_and_r3_train_with_the_hints_of_their_schedules(
+    tmp_path, flags, exact_base_model, countdown_data, name, own, has_sft_loss
+):  # fmt: skip
+    own = flags | own | {"model": exact_base_model, "output_dir": tmp_path / "run"}
+    succeed(launch(f"training/{name}.py", own | {"zero_stage": 3, "eval_every": 4}, 2, **IN_FLOAT64))
+    script, hint_of = {"stage": (stage, stage.stage_hint), "r3": (r3, r3.draw_hint)}[name]
+    args, problems = script.Args(**own), load_problems(str(countdown_data), "train")
+    lines = training_lines(tmp_path / "run")
+    shown = [[len(hint_of(problem, line["step"], args))
+              for problem in problems_of_step(problems, line["step"], PROMPTS, args.seed)] for line in lines]
+    assert [line["hint_slices"] for line in lines] == pytest.approx([sum(of_step) / PROMPTS for of_step in shown])
+    if name == "stage":
+        assert [line["hint_slices"] for line in lines] == [2, 1, 1, 0]
+    else:
+        assert all(set(of_step) == {0, 1, 2} for of_step in shown)
+    for line in lines:
+        assert set(line) >= TRAINING_FIELDS and line["grad_norm"] > 0 and line["logprob_mismatch"] < CLOSE["atol"]
+        assert (line["sft_loss"] > 0) == (has_sft_loss and line["hint_slices"] > 0)
+    assert [line["step"] for line in evaluation_lines(tmp_path / "run")] == [0, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.numerics
+def test_loss_is_the_formula_over_its_terms(exact_run, uft_flags):
+    for line in training_lines(exact_run):
+        terms = (line["pg_loss"] + uft_flags["kl_coef"] * line["kl_loss"] - uft_flags["entropy_coef"] * line["entropy"]
+                 + uft_flags["sft_coef"] * line["sft_loss"])
+        assert line["loss"] == pytest.approx(terms, **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.numerics
+def test_engine_samples_from_the_actor(uft_run, exact_run, exact_alone):
+    """In float32 too: it rounds to 6e-8, some 900 additions follow one another, as a random walk 30 times that, of
+    log-probabilities of up to 5 nats."""
+    for run in (exact_run, exact_alone):
+        assert all(line["logprob_mismatch_max"] < CLOSE["atol"] for line in training_lines(run))
+    assert all(line["logprob_mismatch"] < 1e-5 for line in training_lines(uft_run))
+
+
+# ----- what numbers must not depend on -----
+
+
+@pytest.mark.slow
+@pytest.mark.numerics
+def test_processes_zero_stage_and_packing_leave_every_number_as_it_is(exact_run, exact_alone):
+    lines, others = training_lines(exact_run), training_lines(exact_alone)
+    assert len(lines) == len(others) == STEPS
+    for line, other in zip(lines, others, strict=True):
+        line, other = without_times(line), without_times(other)
+        for name in COUNTED:
+            assert line[name] == pytest.approx(other[name], rel=1e-12)  # sums in another order
+        for name in ("logprob_mismatch", "logprob_mismatch_max"):
+            del line[name], other[name]
+        assert line == pytest.approx(other, **TOLERANCE)
+    assert evaluation_lines(exact_run) == evaluation_lines(exact_alone)
+
+
+def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
+    """Also: without kl_coef there is no reference to diverge from, and an overwritten run leaves no trace."""
+    short = flags | {"total_steps": 2, "kl_coef": 0, "zero_stage": 0}
+    (tmp_path / "rft" / "checkpoints" / "step_7").mkdir(parents=True)
+    (tmp_path / "rft" / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    (tmp_path / "rft" / "notes.txt").write_text("mine")
+    succeed(start("training/rft.py", short | {"output_dir": tmp_path / "rft", "overwrite": True}))
+    assert (tmp_path / "rft" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "rft" / "checkpoints").iterdir()) == ["latest", "step_2"]
+    succeed(start("training/uft.py", short | {"p_low": 0, "p_high": 0, "output_dir": tmp_path / "uft"}))
+    lines = training_lines(tmp_path / "rft")
+    assert [without_times(line) for line in lines] == [without_times(line) for line in training_lines(tmp_path / "uft")]
+    assert evaluation_lines(tmp_path / "rft") == evaluation_lines(tmp_path / "uft")
+    assert len(lines) == 2
+    assert all(line["kl_loss"] == line["sft_loss"] == line["hint_slices"] == 0 for line in lines)
+    assert all(line["flat_groups"] < 1 and line["grad_norm"] > 0 for line in lines)
+
+
+def test_killed_and_resumed_run_goes_on_exactly(tmp_path, uft_run, uft_flags):
+    """Killed while step 4 was written: step 3 is logged, step 4 torn, its checkpoint half there."""
+    resumed = tmp_path / "run"
+    shutil.copytree(uft_run, resumed)
+    checkpoints = resumed / "checkpoints"
+    (checkpoints / "step_4").rename(checkpoints / ".step_4.partial")
+    (checkpoints / ".step_3.partial").mkdir()  # of an earlier attempt
+    shutil.rmtree(checkpoints / ".step_4.partial" / "hf")
+    (checkpoints / "latest").write_text("step_2\n")
+    lines = (uft_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    numbers = [json.loads(line)["step"] for line in lines]
+    (resumed / "metrics.jsonl").write_text("".join(lines[: numbers.index(4)]) + lines[numbers.index(4)][:30])
+    result = launch("training/uft.py", uft_flags | {"zero_stage": 3, "resume": True, "output_dir": resumed}, 2)
+    assert "resumed from" in succeed(result).stdout and "step_2" in result.stdout
+    assert list(map(without_times, training_lines(resumed))) == list(map(without_times, training_lines(uft_run)))
+    assert evaluation_lines(resumed) == evaluation_lines(uft_run)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
+    ends = [AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_4" / "hf").state_dict()
+            for run in (uft_run, resumed)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    samples = [(one["step"], one["kind"]) for one in map(json.loads, (resumed / "samples.jsonl").open())]
+    assert len(samples) == len(set(samples))
+
+
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path, uft_run, uft_flags):
+    """SIGTERM to one of the two processes, once step 1 is logged. With 1 checkpoint kept."""
+    flags = uft_flags | {"zero_stage": 3, "save_every": 9, "keep_last": 1, "output_dir": tmp_path / "run"}
+    result = launch("training/uft.py", flags, 2, interrupt=(tmp_path / "run" / "metrics.jsonl", '"loss"'))
+    assert "SIGTERM: finishing the step" in result.stderr and "saved; go on with --resume" in succeed(result).stdout
+    [before] = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")]
+    assert before in ("step_1", "step_2", "step_3") and survivors(result) == []
+    refused = launch("training/uft.py", flags | {"resume": True, "lr": 1e-4}, 2)
+    assert refused.returncode != 0 and "--lr was 0.001 and is 0.0001" in refused.stderr
+    succeed(launch("training/uft.py", flags | {"resume": True, "dry_run": "always"}, 2))
+    resumed = [without_times(line) for line in training_lines(tmp_path / "run")]
+    assert resumed == [without_times(line) for line in training_lines(uft_run)]
+    assert evaluation_lines(tmp_path / "run") == evaluation_lines(uft_run)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_4"]
+
+
+def test_what_a_killed_process_left_locked_does_not_keep_the_next_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "some_op" / "lock"
+    lock.parent.mkdir(parents=True)
+    port = tmp_path / ".port_here_17_4711"
+    lock.touch()
+    port.touch()
+    with (tmp_path / ".in_use").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        processes._forget_abandoned_locks()
+        assert lock.exists() and port.exists()  # the other may be building, or waiting for it
+    processes._in_use.pop().close()
+    processes._forget_abandoned_locks()
+    assert not lock.exists() and not port.exists()
+
+
+# ----- checkpoints and eval.py -----
+
+
+def test_checkpoint_is_a_hugging_face_folder_of_the_trained_weights(uft_run, base_model):
+    base = AutoModelForCausalLM.from_pretrained(base_model)
+    folders = [uft_run / "checkpoints" / name / "hf" for name in ("step_2", "step_4")]
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
+    assert models[0].dtype == torch.float32 and models[0].config.tie_word_embeddings
+    assert models[0].generation_config.eos_token_id == base.generation_config.eos_token_id
+    for name, weight in base.state_dict().items():
+        weights = [weight, *(model.state_dict()[name] for model in models)]
+        assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2]), name
+    text = "Numbers: 3, 4 </think>\n<answer>"
+    assert AutoTokenizer.from_pretrained(folders[1])(text) == AutoTokenizer.from_pretrained(base_model)(text)
+
+
+@pytest.mark.slow
+@pytest.mark.numerics
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_eval_gives_the_number_that_training_logged(tmp_path, exact_run, countdown_data, num_processes):
+    flags = {"model": exact_run / "checkpoints" / "step_4" / "hf", "data": countdown_data, "eval_problems": 20,
+             "output_dir": tmp_path / "eval", "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH}
+    result = succeed(launch("training/eval.py", flags, num_processes, **IN_FLOAT64))
+    logged = evaluation_lines(exact_run)[-1]
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
+    assert list(results) == ["countdown"]
+    numbers = results["countdown"]
+    assert numbers["n"] == sum(numbers["reasons"].values()) == 20
+    for name in ("accuracy", "format", "response_tokens"):
+        assert numbers[name] == logged[f"eval/{name}"]
+    assert 0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1
+    responses = [json.loads(line) for line in (tmp_path / "eval" / "responses.jsonl").read_text().splitlines()]
+    problems = load_problems(str(countdown_data), "test")[:20]
+    assert [one["prompt"] for one in responses] == [problem.prompt for problem in problems]
+    assert sum(one["correct"] for one in responses) / 20 == numbers["accuracy"]
+    assert {one["reason"] for one in responses} == set(numbers["reasons"])
+    assert "countdown" in result.stdout and "95 % interval" in result.stdout
+
+
+# ----- sft, --dump_batch -----
+
+
+@pytest.mark.float64
+@pytest.mark.slow
+@pytest.mark.numerics
+def test_sft_starts_at_the_models_loss_and_lowers_it(tmp_path, exact_base_model, countdown_data):
+    """Every step sees the same 16 demonstrations."""
+    data = tmp_path / "data"
+    shutil.copytree(countdown_data, data)
+    pq.write_table(pq.read_table(countdown_data / "train.parquet").slice(0, PROMPTS), data / "train.parquet")
+    flags = {"model": exact_base_model, "data": data, "output_dir": tmp_path / "sft", "total_steps": 4, "lr": 1e-3,
+             "warmup": 0.25, "eval_every": 4, "eval_problems": 4, "prompts_per_step": PROMPTS, "max_prompt_length": 64,
+             "mini_batch_prompts": PROMPTS, "max_response_length": 8, "max_length": 64,
+             "max_tokens_per_micro_batch": 200, "zero_stage": 2}
+    succeed(launch("training/sft.py", flags, 2, **IN_FLOAT64))
+    lines = training_lines(tmp_path / "sft")
+    losses = [line["sft_loss"] for line in lines]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(set(line) >= TRAINING_FIELDS and line["loss"] == line["sft_loss"] for line in lines)
+
+    model = AutoModelForCausalLM.from_pretrained(exact_base_model, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(exact_base_model)
+    assert losses[0] == pytest.approx(own_loss(model, tokenizer, load_problems(str(data), "train")), **TOLERANCE)
+
+
+def test_dump_batch_tells_prompt_hint_and_responses_apart(uft_launch, countdown_data):
+    printed = uft_launch[1]
+    assert printed.count("tokens, no loss): ") == printed.count("tokens, sft_loss): ") == 1  # one process prints
+    assert printed.count("tokens, pg_loss with advantage ") == 4
+    prompt = printed.split("tokens, no loss): ")[1].split("\033")[0]
+    [problem] = [one for one in load_problems(str(countdown_data), "train") if one.prompt == prompt]
+    hint = printed.split("tokens, sft_loss): ")[1].split("\033")[0].replace("|", "")
+    assert hint and "".join(problem.solution).startswith(hint)

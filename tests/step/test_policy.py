@@ -1,0 +1,161 @@
+"""The forward pass: chunks change nothing, temperature divides the logits, entropies are in nats."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    CohereForCausalLM,
+    Gemma2ForCausalLM,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    PhiForCausalLM,
+    Qwen2ForCausalLM,
+    modeling_utils,
+)
+
+from tests.helpers.float64 import CLOSE
+from tests.helpers.models import VOCABULARY, scorer, tiny_model
+from utils import policy
+from utils.actor import checkpoint_layers
+from utils.policy import ChunkedHead, Logits, Policy, ScoreStates, chunk_of_logits, chunk_size
+from utils.run.errors import RunStopped
+
+pytestmark = [pytest.mark.float64, pytest.mark.numerics]
+LENGTH = 11
+
+
+def inputs(seed=0):
+    """Two rows with the ordinary causal mask; scored are 13 of the 22 states, in no order, two of them twice."""
+    random = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(VOCABULARY, (2, LENGTH), generator=random)
+    mask = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    predictors = torch.cat([torch.randperm(2 * LENGTH, generator=random)[:11], torch.tensor([3, 3])])
+    targets = torch.randint(VOCABULARY, (13,), generator=random)
+    return input_ids, torch.arange(LENGTH).expand(2, -1), mask, predictors, targets
+
+
+def scores_and_gradients(model, temperature=0.7):
+    logprobs, entropies = Policy(model)(*inputs(), temperature)
+    loss = (logprobs * torch.linspace(-1, 1, 13)).sum() + entropies.mean()
+    return logprobs.detach(), entropies.detach(), torch.autograd.grad(loss, list(model.parameters()))
+
+
+HEADS = {
+    "tied": {},
+    "untied": {"kind": LlamaForCausalLM},
+    "with a bias": {"kind": PhiForCausalLM},
+    "with a divisor": {"kind": GraniteForCausalLM, "logits_scaling": 8.0},
+    "with a factor": {"kind": CohereForCausalLM, "logit_scale": 0.25},
+    "with a soft cap": {"kind": Gemma2ForCausalLM, "final_logit_softcapping": 1.5},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("limit", [2**26, 5 * VOCABULARY])
+def test_scores_and_gradients_are_those_of_the_models_own_logits(monkeypatch, head, temperature, limit):
+    """At the temperature; log-probabilities kept for the backward pass or, where chunks are small, computed again."""
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    model = tiny_model(**HEADS[head])
+    input_ids, _, _, predictors, targets = inputs()
+    log_p = (model(input_ids=input_ids).logits.flatten(0, 1)[predictors] / temperature).log_softmax(dim=-1)
+    logprobs, entropies = log_p[torch.arange(13), targets], -(log_p.exp() * log_p).sum(-1)
+    loss = (logprobs * torch.linspace(-1, 1, 13)).sum() + entropies.mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(scores_and_gradients(model, temperature), (logprobs, entropies, gradients), **CLOSE)
+    alone, _ = Policy(model)(*inputs(), temperature, with_entropies=False)
+    torch.testing.assert_close(alone, logprobs, **CLOSE)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 12])
+def test_chunks_change_neither_values_nor_gradients(monkeypatch, rows):
+    model = tiny_model()
+    whole = scores_and_gradients(model)
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", rows * VOCABULARY + VOCABULARY // 2)
+    torch.testing.assert_close(scores_and_gradients(model), whole, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunks"),
+    [(13 * VOCABULARY, [13]), (13 * VOCABULARY - 1, [12, 1]), (5 * VOCABULARY, [5, 5, 3]), (1, [1] * 13)],
+)
+def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chunks):
+    """But for a single state, whose logits are more than the limit already."""
+    sizes = []
+
+    def recording(states, *rest):
+        sizes.append(len(states))
+        return chunk_of_logits(states, *rest)
+
+    monkeypatch.setattr(policy, "chunk_of_logits", recording)
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    logprobs, _ = Policy(tiny_model())(*inputs(), 1.0)
+    assert sizes == chunks
+    logprobs.sum().backward()
+    assert sizes == chunks * (1 if len(chunks) == 1 else 2)  # what is too large to be kept is computed again
+
+
+def test_a_cpu_takes_chunks_that_fit_its_cache_but_no_thin_ones():
+    assert chunk_size(2**10, on_cpu=True) == 2**10 and chunk_size(2**10, on_cpu=False) == 2**16
+    assert chunk_size(2**17, on_cpu=True) == 128 and chunk_size(2**17, on_cpu=False) == 512
+    assert chunk_size(2**22, on_cpu=True) == 16 and chunk_size(2**30, on_cpu=True) == 1
+
+
+@pytest.mark.parametrize("limit", [10**6, 20])
+@pytest.mark.parametrize("logits", [Logits(), Logits(scale=0.5), Logits(scale=2.0, soft_cap=1.3)])
+def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, limit, logits):
+    """Kept and computed again, of both outputs."""
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    random = torch.Generator().manual_seed(0)
+    states, weight, bias = (torch.randn(shape, generator=random).requires_grad_() for shape in ((4, 3), (7, 3), 7))
+    targets = torch.tensor([0, 6, 2, 2])
+    assert torch.autograd.gradcheck(lambda *given: ScoreStates.apply(*given, targets, 0.7, logits),
+                                    (states, weight, bias))
+
+
+def test_scores_by_hand():
+    """A head of three words, logits (0, 0, ln 2) and at temperature 1/2 (0, 0, ln 4)."""
+    head = ChunkedHead(torch.nn.Parameter(torch.tensor([[0.0], [0.0], [1.0]])))
+    states, targets = torch.full((2, 1), math.log(2)), torch.tensor([0, 2])
+    logprobs, entropies = head(states, targets, 1.0)
+    torch.testing.assert_close(logprobs, torch.tensor([0.25, 0.5]).log())
+    torch.testing.assert_close(entropies, torch.full((2,), 1.5 * math.log(2)))  # 1/2 ln 2 + 2 * 1/4 ln 4
+    logprobs, entropies = head(states, targets, 0.5)
+    torch.testing.assert_close(logprobs, torch.tensor([1 / 6, 2 / 3]).log())
+    torch.testing.assert_close(entropies, torch.full((2,), math.log(6) / 3 + 2 / 3 * math.log(1.5)))
+
+
+def test_scores_are_at_least_float32_whatever_the_weights_are():
+    head = ChunkedHead(torch.nn.Parameter(torch.randn(5, 3, dtype=torch.bfloat16)))
+    logprobs, entropies = head(torch.randn(2, 3, dtype=torch.bfloat16), torch.tensor([0, 4]), 1.0)
+    assert all(torch.finfo(scores.dtype).bits >= 32 for scores in (logprobs, entropies))
+
+
+def test_the_head_is_the_models_own_parameter():
+    """Tied embeddings get the gradient of both uses, and a sharded model is not held twice."""
+    model = tiny_model(Qwen2ForCausalLM)
+    wrapped = Policy(model)
+    assert wrapped.head.weight is model.get_input_embeddings().weight
+    assert len(list(wrapped.parameters())) == len(list(model.parameters()))
+
+
+def test_a_model_whose_logits_are_not_ours_stops_the_run(monkeypatch):
+    """As those of a head that training does not know would."""
+    model = tiny_model(GraniteForCausalLM, logits_scaling=8.0)
+    scorer(model)
+    monkeypatch.setattr(Logits, "of", lambda config: Logits())
+    with pytest.raises(RunStopped, match="other log-probabilities than the model .* differ by"):
+        scorer(model)
+
+
+def test_checkpointing_layers_changes_nothing_not_even_where_the_model_has_dropout(monkeypatch):
+    model = tiny_model(PhiForCausalLM, attention_dropout=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    expected = scores_and_gradients(model)
+    calls = []
+    monkeypatch.setattr(modeling_utils, "checkpoint",
+                        lambda *given, **how: calls.append(1) or checkpoint(*given, **how))
+    checkpoint_layers(model)
+    torch.testing.assert_close(scores_and_gradients(model), expected, **CLOSE)
+    assert len(calls) == 2

@@ -1,0 +1,254 @@
+"""Actor and reference on DeepSpeed ZeRO: sharded weights, gradients and optimiser states, whole weights on request."""
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from inference.hybrid_engine import load_generation_config
+from utils.attention import make_layout
+from utils.cpu_linear import use_onednn
+from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
+from utils.policy import Policy
+from utils.run import distributed, watchdog
+from utils.run.errors import RunStopped
+from utils.types import MicroBatch
+
+GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
+MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 (with a float32 master copy in the optimiser) on a GPU and float32 on a CPU."""
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+
+
+def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    watchdog.progress()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    loaded.generation_config = load_generation_config(model)
+    return use_onednn(loaded)
+
+
+def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:
+    """DeepSpeed settings. Everything that changes numbers is named: some defaults do (clipping is 1.0 if unnamed)."""
+    zero: dict = {"stage": zero_stage, "overlap_comm": False}
+    if offload and zero_stage > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if offload and zero_stage == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # micro-batches differ in number; Actor marks the last one itself
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
+        "steps_per_print": 2**31,
+    }
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """From here on the activations of layers are recomputed in the backward pass. Transformers does so for layers in
+    training mode; all within stays as it is, for in that mode a model may drop out what the engine does not."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """In here torch.load unpickles tensors and plain values, and of classes only those that DeepSpeed's states hold:
+    by itself DeepSpeed would let a file run whatever it says."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+class Scorer:
+    """A policy that scores micro-batches; `engine` is the DeepSpeed engine (or plain module) that runs it.
+
+    What it computes is compared once with the model's own forward pass. Attention goes by utils/attention.py where that
+    gives this model what attention under a mask gives it, else under a mask.
+
+    Raises:
+        RunStopped: log-probabilities are not those of the model's own logits.
+    """
+
+    def __init__(self, policy: Policy, engine: nn.Module, temperature: float):
+        self.policy = policy
+        self.engine = engine
+        self.temperature = temperature
+        self.by_response = False
+        limit = MAX_DIFFERENCE[policy.model.dtype]
+        difference = self._difference_from_model()
+        if not difference <= limit:  # so NaN is too much
+            raise RunStopped(
+                f"training computes other log-probabilities than the model {policy.model.name_or_path} itself: they "
+                f"differ by {difference:.2g} nats on average over a few tokens. Training knows an LM head with a bias, "
+                "a scale (logit_scale, logits_scaling) and a soft cap (final_logit_softcapping), and decoders that "
+                "take a mask and positions; this model does something else. Take another one"
+            )
+        difference = self._difference_by_response()
+        self.by_response = difference <= limit
+        if not self.by_response and distributed.is_main():
+            print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
+                  f"model by {difference:.2g}; it is computed under a mask, which is slower", file=sys.stderr)
+
+    @torch.no_grad()
+    def _difference_from_model(self) -> float:
+        """Mean of |ours - the model's| log-probabilities of one row that is not packed, the same on all ranks."""
+        micro_batch = self._trial(ONE_ROW)
+        logits = self.policy.model(input_ids=micro_batch.input_ids, use_cache=False).logits[0, micro_batch.predictors]
+        logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float)) / self.temperature).log_softmax(dim=-1)
+        expected = logprobs.gather(-1, micro_batch.targets[:, None]).squeeze(-1)
+        return distributed.maximum((self.logprobs(micro_batch) - expected).abs().mean().item())
+
+    def _difference_by_response(self) -> float:
+        """By how much log-probabilities depend on the way attention is computed: mean over a few tokens, the same on
+        all ranks."""
+        micro_batch = self._trial(ROWS_OF_ALL_KINDS)
+        masked = self.logprobs(micro_batch)
+        self.by_response = True
+        return distributed.maximum((self.logprobs(micro_batch) - masked).abs().mean().item())
+
+    def _trial(self, lengths: Sequence[tuple[int, ...]]) -> MicroBatch:
+        return trial(self.policy.model.config.vocab_size, self.policy.head.weight.device, lengths)
+
+    def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (N,), (N,) of the scored tokens. All ranks call together."""
+        return self._forward(micro_batch, with_entropies=True)
+
+    def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
+        watchdog.progress()
+        if self.by_response:
+            visible = make_layout(micro_batch.owners, micro_batch.branches, micro_batch.input_ids.device,
+                                  self.policy.model.dtype)
+        else:
+            visible = micro_batch.attention_mask
+        return self.engine(micro_batch.input_ids, micro_batch.position_ids, visible, micro_batch.predictors,
+                           micro_batch.targets, self.temperature, with_entropies)
+
+    @torch.no_grad()
+    def logprobs(self, micro_batch: MicroBatch) -> Tensor:
+        """(N,) log-probabilities without a graph."""
+        return self._forward(micro_batch, with_entropies=False)[0]
+
+
+class Actor(Scorer):
+    """The model that learns.
+
+    Losses given to `backward` are parts of sums over the whole mini-batch and all ranks (losses.masked_mean), so the
+    gradient is the sum of all parts: DeepSpeed's average over ranks is undone.
+
+    An update whose loss or gradient norm is not finite does not happen. A loss that is not finite makes the gradients
+    NaN, on whichever rank; the sum over ranks hands NaN and infinity on to all, so the norm, which is computed anyway,
+    tells every rank the same. DeepSpeed looks at it itself, except at stage 0 in float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, betas: tuple[float, float], weight_decay: float,
+                 max_grad_norm: float, temperature: float, zero_stage: int, offload: bool,
+                 gradient_checkpointing: bool):
+        if gradient_checkpointing:
+            checkpoint_layers(model)
+        watchdog.progress()
+        policy = Policy(model)
+        self.zero_stage = zero_stage
+        adam = deepspeed.ops.adam.DeepSpeedCPUAdam if offload and zero_stage > 0 else torch.optim.AdamW
+        optimizer = adam(policy.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)  # `step` gives the rate
+        engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=policy, optimizer=optimizer,
+            config=deepspeed_config(zero_stage, model.dtype, max_grad_norm, offload),
+        )
+        if zero_stage == 0:
+            # In bfloat16 DeepSpeed allocates Adam's state by an empty step: harmless at rate 0, if then forgotten.
+            for state in optimizer.state.values():
+                state["step"].zero_()
+        super().__init__(policy, engine, temperature)
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
+        watchdog.progress()
+        one_or_nan = 1 + 0 * loss.detach()  # a bad loss may have good gradients: a clipped token's are zero
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.engine.backward(loss * (one_or_nan * distributed.world_size()))
+
+    def step(self, lr: float) -> float:
+        """One optimiser update with the gradients added since the last one; returns their norm before clipping.
+
+        Infinity says that the update was skipped, on all ranks: the gradients are gone; weights, master copies,
+        optimiser states and their step counters are bit for bit what they were.
+        """
+        watchdog.progress()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
+        unclipped = torch.nn.utils.get_total_norm(grads).item() if grads else None
+        if unclipped is not None and not math.isfinite(unclipped):
+            self.engine.zero_grad()
+            return math.inf
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            return math.inf
+        norm = self.engine.get_global_grad_norm()  # None at stage 0 in float32
+        return unclipped if norm is None else float(norm)
+
+    def whole_weights(self) -> Iterator[dict[str, Tensor]]:
+        """The model's weights as buckets {name: whole weight}. Under ZeRO-3 each bucket is gathered by all ranks
+        together and is gone when the next one comes; below, these are the weights themselves."""
+        named = dict(self.policy.model.named_parameters())
+        if self.zero_stage < 3:
+            yield {name: parameter.detach() for name, parameter in named.items()}
+            return
+        bucket: dict[str, nn.Parameter] = {}
+        for last, (name, parameter) in enumerate(named.items(), start=1 - len(named)):
+            watchdog.progress()
+            bucket[name] = parameter
+            if last == 0 or sum(p.ds_numel for p in bucket.values()) >= GATHER_BUCKET:
+                with deepspeed.zero.GatheredParameters(list(bucket.values())):
+                    yield {name: parameter.detach() for name, parameter in bucket.items()}
+                bucket = {}
+
+    def save(self, folder: Path) -> None:
+        """All that an exact resume needs of this rank (weights, master copies, optimiser states). A collective."""
+        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote; same world size and ZeRO stage."""
+        with weights_only():
+            path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
+        assert path is not None, f"DeepSpeed found no checkpoint in {folder}"
+
+
+def load_reference(model: PreTrainedModel, temperature: float, zero_stage: int, offload: bool) -> Scorer:
+    """The frozen model that kl_loss is measured against: sharded under ZeRO-3, a plain module below."""
+    policy = Policy(model.eval().requires_grad_(False))
+    if zero_stage < 3:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        return Scorer(policy, policy.to(device), temperature)
+    config = deepspeed_config(zero_stage, model.dtype, 0.0, offload)
+    config["zero_optimization"].pop("offload_optimizer", None)
+    engine, *_ = deepspeed.initialize(model=policy, config=config)
+    return Scorer(policy, engine, temperature)
