@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from inference.kv_cache import cache_elements_of
 from utils import seeding
 from utils.run import distributed, watchdog
-from utils.types import Prompt, Rollout
+from utils.types import Prompt, Rollout, Sampling
 
 
 @contextlib.contextmanager
@@ -40,8 +40,8 @@ class DeepSpeedEngine:
     """Generates with the weights of `actor` (zero.Actor) where they are. `kv_cache_gb` bounds the batch."""
 
     def __init__(self, actor, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], kv_cache_gb: float):
-        self.model = actor.policy.model
-        self.device = actor.engine.device
+        self.model = actor.model
+        self.device = actor.device
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)
         self.pad_id = tokenizer.eos_token_id
         self.kv_cache_bytes = kv_cache_gb * 2**30
@@ -57,33 +57,25 @@ class DeepSpeedEngine:
         pass
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_response_length: int,
-        temperature: float,
-        seed: int = 0,
-        step: int = 0,
-    ) -> list[list[Rollout]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int = 0) -> list[list[Rollout]]:
         """See utils.types.Engine; but all ranks call together."""
         token_bytes = cache_elements_of(self.model.config) * self.model.dtype.itemsize
         longest = max([len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts], default=1)
-        row_bytes = token_bytes * (longest + max_response_length)
-        size = max(1, int(self.kv_cache_bytes // (row_bytes * group_size)))
+        row_bytes = token_bytes * (longest + sampling.max_response_length)
+        size = max(1, int(self.kv_cache_bytes // (row_bytes * sampling.group_size)))
         size = -int(distributed.maximum(-size))  # every rank decodes as many batches: the smallest size, the most
         count = int(distributed.maximum(-(-len(prompts) // size)))
-        drawn = seeding.generator("global", seed, step, distributed.rank()).integers(2**62)
+        drawn = seeding.generator("global", sampling.seed, step, distributed.rank()).integers(2**62)
         groups = []
-        with torch.random.fork_rng(enabled=temperature > 0):
+        with torch.random.fork_rng(enabled=sampling.temperature > 0):
             torch.manual_seed(int(drawn))
             for number in range(count):
                 watchdog.progress()
                 batch = prompts[number * size : (number + 1) * size]
-                groups += self._decode(batch, group_size, max_response_length, temperature)
+                groups += self._decode(batch, sampling)
         return groups
 
-    def _decode(self, prompts, group_size: int, max_response_length: int, temperature: float) -> list[list[Rollout]]:
+    def _decode(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         prefixes = [prompt.prompt_ids + prompt.hint_ids for prompt in prompts] or [[self.pad_id]]  # none: only keep up
         width = max(map(len, prefixes))
         ids = torch.tensor([[self.pad_id] * (width - len(prefix)) + prefix for prefix in prefixes], device=self.device)
@@ -91,16 +83,17 @@ class DeepSpeedEngine:
                             device=self.device)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
-        sampling = SamplingConfig(max_response_length, temperature, n_samples_per_prompt=group_size)
+        group_size, limit = sampling.group_size, sampling.max_response_length
+        config = SamplingConfig(limit, sampling.temperature, n_samples_per_prompt=group_size)
         with neutral_generation_config(self.model, self.pad_id):
-            output = self.rollout.generate(RolloutRequest(ids, mask), sampling).input_ids  # (P * G, width + tokens)
+            output = self.rollout.generate(RolloutRequest(ids, mask), config).input_ids  # (P * G, width + tokens)
         mask = torch.cat([mask.repeat_interleave(group_size, dim=0), torch.ones_like(output[:, width:])], dim=1)
-        logprobs = self._score(output, mask, width, temperature or 1.0).tolist()
+        logprobs = self._score(output, mask, width, sampling.temperature or 1.0).tolist()
         for module, was_training in modes:
             module.training = was_training
         is_end = torch.isin(output[:, width:], self.eos_ids)
         ended = is_end.any(dim=1).tolist()
-        lengths = [end + 1 if stop else max_response_length
+        lengths = [end + 1 if stop else limit
                    for end, stop in zip(is_end.int().argmax(dim=1).tolist(), ended, strict=True)]
         responses = output[:, width:].tolist()
         rollouts = [

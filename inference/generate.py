@@ -27,20 +27,19 @@ from typing import Annotated, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
-from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
 from utils.actor import resolve_dtype
 from utils.data import load_problems
 from utils.inspection import DIM, GREEN, YELLOW, Piece, paint, pieces
-from utils.prompts import build_prompt, decode, encode, encode_prompt, solution_slices
-from utils.rollouts import verify
+from utils.prompts import PromptBuilder, decode, encode, solution_slices
+from utils.rollouts import score_rollouts
 from utils.run import distributed, processes
 from utils.run.cli import run_script
-from utils.run.errors import BadInput, check_numbers, require
+from utils.run.errors import BadInput, Fraction, NotNegative, Positive, Share, check_ranges, require
 from utils.setup.inputs import load_inputs
-from utils.types import Engine, Problem, Prompt, Rollout
+from utils.types import Engine, Problem, Prompt, Rollout, Sampling
 
 FIRST_LIMIT = 8  # tokens that are waited for before there is anything to read
 GROWTH = 4  # factor to the next limit g; the work is at most 1 + g / (g - 1) times that of one call
@@ -54,27 +53,27 @@ class Args:
     index: int = 0  # which problem of --data: its row, from 0
     split: Literal["test", "train"] = "test"  # which file of --data
     prompt: str | None = None  # a text to go on with, instead of --data; not verified
-    hint_slices: int = 0  # slices of the reference solution that follow the prompt
-    hint_slices_max: int = 5  # slices a solution is cut into, at most
-    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1  # responses
-    temperature: float = 1.0  # of sampling; 0 is greedy
-    seed: int = 0  # of what is drawn
+    hint_slices: NotNegative[int] = 0  # slices of the reference solution that follow the prompt
+    hint_slices_max: Positive[int] = 5  # slices a solution is cut into, at most
+    num_samples: Annotated[Positive[int], tyro.conf.arg(aliases=["-n"])] = 1  # responses
+    temperature: NotNegative[float] = 1.0  # of sampling; 0 is greedy
+    seed: NotNegative[int] = 0  # of what is drawn
     logprobs: bool = False  # mark and list the tokens it was unsure of; at the temperature of sampling (greedy: 1)
-    unsure_below: float = 0.5  # with --logprobs: probability under which a token is marked
-    max_prompt_length: int = 512  # tokens of prompt and hint
-    max_response_length: int = 512  # tokens
+    unsure_below: Fraction = 0.5  # with --logprobs: probability under which a token is marked
+    max_prompt_length: Positive[int] = 512  # tokens of prompt and hint
+    max_response_length: Positive[int] = 512  # tokens
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
     engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
-    kv_cache_gb: float = 1.0  # memory for keys and values while generating, GiB (vllm: on a CPU only)
-    engine_memory_fraction: float = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
+    kv_cache_gb: Positive[float] = 1.0  # memory for keys and values while generating, GiB (vllm: on a CPU only)
+    engine_memory_fraction: Share = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
 
 
 # ----- the prompt -----
 
 
 def chosen_problem(args: Args) -> Problem:
-    """Row --index of --data, or a Problem that holds --prompt and nothing to verify."""
+    """Row --index of --data, or a Problem that holds --prompt and nothing to score_rollouts."""
     require((args.data is None) != (args.prompt is None), "--data", args.data,
             f"either it or --prompt must be given, and not both (--prompt is {args.prompt})")
     if args.data is None:
@@ -88,17 +87,17 @@ def chosen_problem(args: Args) -> Problem:
     return problems[args.index]
 
 
-def checked_prompt(args: Args, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def checked_prompt(args: Args, problem: Problem, prompts: PromptBuilder) -> Prompt:
     """Prompt and hint, which must fit: nothing is left out here."""
     slices = solution_slices(problem.solution, args.hint_slices_max)
     require(args.hint_slices <= len(slices), "--hint_slices", args.hint_slices,
             f"the solution of this problem has {len(slices)} (with --hint_slices_max {args.hint_slices_max})")
     hint = slices[: args.hint_slices]
-    num_prompt, num_hint = len(encode_prompt(problem, tokenizer, args.bos)), len(encode("".join(hint), tokenizer))
+    num_prompt, num_hint = len(prompts.encode(problem)), len(encode("".join(hint), prompts.tokenizer))
     require(num_prompt > 0, "--prompt", repr(problem.prompt), "must have at least one token")
     require(num_prompt + num_hint <= args.max_prompt_length, "--max_prompt_length", args.max_prompt_length,
             f"the prompt has {num_prompt} tokens and the hint {num_hint}")
-    return build_prompt(problem, tokenizer, args.max_prompt_length, args.bos, hint)
+    return prompts.build(problem, hint)
 
 
 # ----- responses as they grow -----
@@ -108,7 +107,7 @@ def growing(engine: Engine, prompt: Prompt, args: Args) -> Iterator[tuple[Rollou
     """The samples, one after another, each growing: (what there is, whether that is the whole response)."""
     limit, sample = min(FIRST_LIMIT, args.max_response_length), 0
     while sample < args.num_samples:
-        [group] = engine.generate([prompt], args.num_samples, limit, args.temperature, args.seed, step=0)
+        [group] = engine.generate([prompt], Sampling(args.num_samples, limit, args.temperature, args.seed))
         whole = True
         while whole and sample < args.num_samples:
             whole = group[sample].finish == "stop" or limit == args.max_response_length
@@ -139,9 +138,7 @@ def describe_unsure(found: list[Piece], probabilities: list[float], unsure_below
 def main(args: Args) -> None:
     if distributed.world_size() > 1:
         raise BadInput(f"generate.py runs on one process, not on {distributed.world_size()}: start it with python")
-    check_numbers(args, positive=("num_samples", "hint_slices_max", "kv_cache_gb", "engine_memory_fraction"),
-                  not_negative=("temperature", "seed", "hint_slices"),
-                  fractions=("unsure_below", "engine_memory_fraction"))
+    check_ranges(args)
     require(args.num_samples == 1 or args.temperature > 0, "--num_samples", args.num_samples,
             "must be 1 at --temperature 0: all samples would be the same")
     problem = chosen_problem(args)
@@ -151,7 +148,7 @@ def main(args: Args) -> None:
         engine=args.engine,
     )  # fmt: skip
     tokenizer = inputs.tokenizer
-    prompt = checked_prompt(args, problem, tokenizer)
+    prompt = checked_prompt(args, problem, inputs.prompts)
     device = processes.join()
     sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal's encoding has not
     print(f"engine {inputs.engine} ({inputs.engine_reason}), temperature {args.temperature:g}, seed {args.seed}")
@@ -180,7 +177,7 @@ def main(args: Args) -> None:
         length = f"{len(rollout.response_ids)} tokens" + ", cut off by --max_response_length" * (
             rollout.finish == "length")
         if args.data is not None:
-            [[score]] = verify([[rollout]], tokenizer)
+            [[score]] = score_rollouts([[rollout]], tokenizer)
             scores.append(score)
             length = f"{score.reason}, reward {score.reward:g}; {length}"
         print(f"\n--- {length}")

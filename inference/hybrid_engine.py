@@ -102,9 +102,9 @@ def build_engine(
     memory_fraction: float,
     sleep_level: int,
 ) -> Engine:
-    """The engine `name` for a zero.Actor. `max_length` is the longest prompt and response together, in tokens; the
+    """The engine `name` for an Actor. `max_length` is the longest prompt and response together, in tokens; the
     other flags are described in the scripts."""
-    model = actor.policy.model
+    model = actor.model
     ends = eos_ids(tokenizer, model.generation_config.eos_token_id)
     if name == "vllm":
         from inference.vllm_engine import VLLMEngine
@@ -121,7 +121,7 @@ def build_engine(
     if actor.zero_stage < 3:
         return TorchEngine(model, ends, kv_cache_gb)
     replica = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-    return TorchEngine(replica.eval().to(actor.engine.device), ends, kv_cache_gb, weights=actor.whole_weights,
+    return TorchEngine(replica.eval().to(actor.device), ends, kv_cache_gb, weights=actor.whole_weights,
                        free_replica=free_replica)
 
 

@@ -24,7 +24,7 @@ from inference.kv_cache import COMPACT_BELOW, DecodeState, batches, cache_elemen
 from inference.sampling import pick, sampling_uniforms
 from utils.cpu_linear import use_onednn
 from utils.run import watchdog
-from utils.types import Prompt, Rollout
+from utils.types import Prompt, Rollout, Sampling
 
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
 PREFILL_TOKENS = 16_384  # of prompts that are computed at once
@@ -83,26 +83,19 @@ class TorchEngine:
         pass
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_response_length: int,
-        temperature: float,
-        seed: int = 0,
-        step: int = 0,
-    ) -> list[list[Rollout]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int = 0) -> list[list[Rollout]]:
         """See utils.types.Engine. What is beyond the cache budget waits for the next batch."""
+        limit = sampling.max_response_length
         groups: list[list[Rollout]] = [[] for _ in prompts]
         ends = frozenset(self.eos_ids.tolist())
         prompt_lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]
-        for batch, samples in batches(prompt_lengths, group_size, max_response_length, self.kv_cache_tokens):
+        for batch, samples in batches(prompt_lengths, sampling.group_size, limit, self.kv_cache_tokens):
             chosen = [prompts[i] for i in batch]
             noise = None
-            if temperature > 0:  # (P * G, tokens)
-                uniforms = sampling_uniforms(chosen, samples, max_response_length, seed, step)
+            if sampling.temperature > 0:  # (P * G, tokens)
+                uniforms = sampling_uniforms(chosen, samples, limit, sampling.seed, step)
                 noise = torch.tensor(np.concatenate(uniforms), dtype=torch.float, device=self.device)
-            ids, logprobs, lengths = self._decode(chosen, len(samples), max_response_length, temperature, noise)
+            ids, logprobs, lengths = self._decode(chosen, len(samples), limit, sampling.temperature, noise)
             for row, length in enumerate(lengths):
                 i = batch[row // len(samples)]
                 groups[i].append(Rollout(prompts[i], ids[row][:length], logprobs[row][:length],

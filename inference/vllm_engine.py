@@ -26,7 +26,7 @@ from vllm.distributed.parallel_state import destroy_model_parallel, get_tp_group
 
 from utils import seeding
 from utils.run import watchdog
-from utils.types import Prompt, Rollout
+from utils.types import Prompt, Rollout, Sampling
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -112,22 +112,15 @@ class VLLMEngine:
             if self.tied and EMBEDDING in bucket:
                 yield HEAD, bucket[EMBEDDING]  # some backends keep a packed copy of the head, stale without this
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_response_length: int,
-        temperature: float,
-        seed: int = 0,
-        step: int = 0,
-    ) -> list[list[Rollout]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int = 0) -> list[list[Rollout]]:
         """See utils.types.Engine."""
         prompts, mine = self._of_tp_group(list(prompts))
         requests = [{"prompt_token_ids": prompt.prompt_ids + prompt.hint_ids} for prompt in prompts]
         parameters = [
             SamplingParams(
-                n=group_size if temperature else 1, temperature=temperature, top_p=1.0, top_k=0,
-                seed=request_seed(seed, step, prompt.problem.index), max_tokens=max_response_length,
+                n=sampling.group_size if sampling.temperature else 1, temperature=sampling.temperature,
+                top_p=1.0, top_k=0, max_tokens=sampling.max_response_length,
+                seed=request_seed(sampling.seed, step, prompt.problem.index),
                 stop_token_ids=self.eos_ids, ignore_eos=True, logprobs=0, detokenize=False,
             )
             for prompt in prompts
@@ -141,7 +134,7 @@ class VLLMEngine:
                         one.finish_reason)
                 for one in output.outputs
             ]  # fmt: skip
-            groups.append(group if temperature else group * group_size)
+            groups.append(group if sampling.temperature else group * sampling.group_size)
         return groups
 
     def _of_tp_group(self, prompts: list[Prompt]) -> tuple[list[Prompt], slice]:

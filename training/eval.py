@@ -27,15 +27,15 @@ import torch
 
 from inference.hybrid_engine import load_engine
 from utils.actor import resolve_dtype
-from utils.evaluation import by_data_source, evaluate, evaluate_samples, tokenizer_mismatch
-from utils.prompts import printable_prompt
+from utils.evaluation import by_data_source, evaluate, tokenizer_mismatch
 from utils.report.results import results_of, results_table
-from utils.run import distributed, processes, watchdog
+from utils.run import distributed, processes
 from utils.run.cli import run_script
-from utils.run.errors import check_numbers, require
+from utils.run.errors import Minutes, NotNegative, Positive, Share, check_ranges, require
 from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import evaluation_lengths, load_inputs
-from utils.setup.plan import memory_plan, print_plan
+from utils.setup.plan import evaluation_memory, print_plan
+from utils.types import Sampling
 
 
 @dataclass
@@ -43,20 +43,20 @@ class Args:
     model: tuple[str, ...]  # Hugging Face names or local folders, such as checkpoints/step_N/hf of a run
     data: tuple[str, ...]  # built-in tasks (countdown, kk_logic, math, tree), or folders with test.parquet
     output_dir: str  # folder for results.json and responses.jsonl
-    seed: int = 0  # of everything that is drawn
-    num_samples: int = 0  # responses sampled per problem, for mean@n and pass@k; 0 is one greedy response
-    temperature: float = 1.0  # of sampling
-    eval_problems: int = 0  # number of test problems of each data set; 0 is all
-    max_prompt_length: int = 0  # tokens; 0: as in the run that the model is a checkpoint of, else 1024
-    max_response_length: int = 0  # tokens; 0: as above, which gives the number that training logged
+    seed: NotNegative[int] = 0  # of everything that is drawn
+    num_samples: NotNegative[int] = 0  # responses sampled per problem, for mean@n and pass@k; 0 is one greedy response
+    temperature: Positive[float] = 1.0  # of sampling
+    eval_problems: NotNegative[int] = 0  # number of test problems of each data set; 0 is all
+    max_prompt_length: NotNegative[int] = 0  # tokens; 0: as in the run that the model is a checkpoint of, else 1024
+    max_response_length: NotNegative[int] = 0  # tokens; 0: as above, which gives the number that training logged
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
     engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
-    kv_cache_gb: float = 8.0  # memory for keys and values while generating, GiB per process (vllm: on a CPU only)
-    engine_memory_fraction: float = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
-    tp_size: int = 1  # vllm: processes that share an engine (tensor parallel)
-    timeout_minutes: float = 30.0  # a process that gets nowhere, or waits for the others, for so long ends the run
+    kv_cache_gb: Positive[float] = 8.0  # keys and values while generating, GiB per process (vllm: on a CPU only)
+    engine_memory_fraction: Share = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
+    tp_size: Positive[int] = 1  # vllm: processes that share an engine (tensor parallel)
+    timeout_minutes: Minutes[float] = 30.0  # without progress of a process, or its waiting for others, the run ends
     overwrite: bool = False  # replace the results in output_dir
     check: bool = False  # check everything that needs no model, print the plan, and stop
 
@@ -65,7 +65,7 @@ def main(args: Args) -> None:
     for flag, names in (("--model", args.model), ("--data", args.data)):
         require(len(names) > 0, flag, "(none)", "must name at least one")
         require(len({Path(name) for name in names}) == len(names), flag, " ".join(names), "must not name one twice")
-    check_numbers(args, not_negative=("max_prompt_length", "max_response_length"))
+    check_ranges(args)
     lengths = {model: evaluation_lengths(model, args.max_prompt_length, args.max_response_length)
                for model in args.model}
     all_inputs = {
@@ -77,9 +77,6 @@ def main(args: Args) -> None:
         )
         for model in args.model for data in args.data
     }  # fmt: skip
-    check_numbers(args, positive=("temperature", "kv_cache_gb", "engine_memory_fraction"),
-                  not_negative=("seed", "num_samples"), fractions=("engine_memory_fraction",),
-                  minutes=("timeout_minutes",))
     check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
     if args.check:
         sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"
@@ -88,14 +85,13 @@ def main(args: Args) -> None:
             facts = {"model": model, "data": data,
                      "lengths": f"prompts of {prompt_length} tokens at most, responses of {response_length} ({reason})",
                      "responses": sampled if args.num_samples else "one per problem, greedy",
-                     **memory_plan(inputs, vars(args) | {"max_prompt_length": prompt_length,
-                                                         "max_response_length": response_length})}
+                     **evaluation_memory(inputs, args.num_samples or 1, args.dtype, max_prompt_length=prompt_length,
+                                         max_response_length=response_length, kv_cache_gb=args.kv_cache_gb)}
             warning = inputs.tokenizer and tokenizer_mismatch(inputs.test_problems[0].prompt, inputs.tokenizer)
             print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return
 
-    device = processes.join(args.timeout_minutes)
-    watchdog.start(args.output_dir, args.timeout_minutes)
+    device = processes.start(args.output_dir, args.timeout_minutes)
     output_dir = Path(args.output_dir)
     if distributed.is_main():
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +99,7 @@ def main(args: Args) -> None:
         (output_dir / "responses.jsonl").write_text("")
         for (model, data), inputs in all_inputs.items():
             first = inputs.test_problems[0]
-            prompt, num_tokens = printable_prompt(first, inputs.tokenizer, args.bos)
+            prompt, num_tokens = inputs.prompts.printable(first)
             prompt_length, response_length, reason = lengths[model]
             print(f"{model} on {data}: {inputs.notes}; prompts of {prompt_length} tokens at most, responses of "
                   f"{response_length} ({reason})")
@@ -120,19 +116,17 @@ def main(args: Args) -> None:
             tp_size=args.tp_size, memory_fraction=args.engine_memory_fraction,
         )
         for data in args.data:
-            problems = all_inputs[name, data].test_problems
-            shared = (tokenizer, prompt_length, response_length, args.bos)
-            if args.num_samples:
-                responses = evaluate_samples(engine, problems, *shared, args.num_samples, args.temperature, args.seed)
-            else:
-                responses = evaluate(engine, problems, *shared)
+            inputs = all_inputs[name, data]
+            sampling = Sampling(args.num_samples or 1, response_length, args.temperature if args.num_samples else 0.0,
+                                args.seed)
+            responses = evaluate(engine, inputs.test_problems, inputs.prompts, sampling)
             if not distributed.is_main():
                 continue
             results = {data_source: results_of(part, args.num_samples)
                        for data_source, part in by_data_source(responses).items()}
-            left_out = all_inputs[name, data].left_out["test"]
             runs.append({"model": name, "data": data, "max_prompt_length": prompt_length,
-                         "max_response_length": response_length, "left_out": left_out, "results": results})
+                         "max_response_length": response_length, "left_out": inputs.left_out["test"],
+                         "results": results})
             with (output_dir / "responses.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps({"model": name, "data": data} | asdict(one), ensure_ascii=False) + "\n"
                                 for one in responses)

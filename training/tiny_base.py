@@ -31,7 +31,7 @@ from rewards import score
 from utils.cpu_linear import use_onednn
 from utils.data import CONSTANT_ANSWERS, data_folder, load_problems
 from utils.run.cli import run_script
-from utils.run.errors import check_numbers, require
+from utils.run.errors import Fraction, NotNegative, Positive, check_ranges, require
 from utils.tasks.tiny_texts import TASKS
 from utils.types import Problem
 
@@ -41,55 +41,31 @@ IGNORED = -100  # label of a token without loss
 
 @dataclass(frozen=True)
 class Args:
-    output_dir: str
-    """folder for the model, in the form of transformers; must not exist, unless --overwrite"""
-    task: Literal["countdown", "tree"] = "countdown"
-    """what the texts are about"""
-    data: str | None = None
-    """a folder that the task's generator wrote, the kind of problems is read from it; left out: the built-in task"""
-    overwrite: bool = False
-    """replace --output_dir"""
-    seed: int = 0
-    """of the texts and of the weights"""
-    solved_fraction: float = 0.1
-    """share of the texts that reach the target they stand under, 0..1: more is a stronger base"""
-    steps: int = 1_500
-    """optimiser updates"""
-    batch_size: int = 16
-    """texts per update"""
-    lr: float = 2e-3
-    """peak learning rate: linear warm-up, then linear decay to 0"""
-    warmup_steps: int = 100
-    """updates until the peak learning rate"""
-    weight_decay: float = 0.01
-    """of AdamW (betas .9/.98)"""
-    hidden_size: int = 128
-    """width of the model"""
-    intermediate_size: int = 384
-    """width of its MLPs"""
-    num_layers: int = 4
-    """its depth"""
-    num_heads: int = 4
-    """attention heads; half as many key and value heads"""
-    max_position_embeddings: int = 1_024
-    """longest text that it can read, tokens"""
-    tokenizer_texts: int = 3_000
-    """texts whose phrases become tokens"""
-    eval_problems: int = 256
-    """test problems for the closing lines; 0 leaves them out"""
-    max_response_length: int = 128
-    """tokens a response may have in the closing evaluation"""
-    threads: int = 1
-    """CPU threads; more hardly help a model of this size and stall where a core is busy; 0 is torch's choice"""
+    output_dir: str  # folder for the model, in the form of transformers; must not exist, unless --overwrite
+    task: Literal["countdown", "tree"] = "countdown"  # what the texts are about
+    data: str | None = None  # folder that the task's generator wrote, with its kind of problems; else the built-in
+    overwrite: bool = False  # replace --output_dir
+    seed: NotNegative[int] = 0  # of the texts and of the weights
+    solved_fraction: Fraction = 0.1  # of the texts that reach their target, 0..1: more is a stronger base
+    steps: Positive[int] = 1_500  # optimiser updates
+    batch_size: Positive[int] = 16  # texts per update
+    lr: Positive[float] = 2e-3  # peak learning rate: linear warm-up, then linear decay to 0
+    warmup_steps: NotNegative[int] = 100  # updates until the peak learning rate
+    weight_decay: NotNegative[float] = 0.01  # of AdamW (betas .9/.98)
+    hidden_size: Positive[int] = 128  # width of the model
+    intermediate_size: Positive[int] = 384  # width of its MLPs
+    num_layers: Positive[int] = 4  # its depth
+    num_heads: Positive[int] = 4  # attention heads; half as many key and value heads
+    max_position_embeddings: Positive[int] = 1_024  # longest text that it can read, tokens
+    tokenizer_texts: Positive[int] = 3_000  # texts whose phrases become tokens
+    eval_problems: NotNegative[int] = 256  # test problems for the closing lines; 0 leaves them out
+    max_response_length: Positive[int] = 128  # tokens a response may have in the closing evaluation
+    threads: NotNegative[int] = 1  # of a CPU; more hardly help here and stall where a core is busy; 0: torch's choice
 
 
 def check(args: Args) -> None:
     """BadInput naming flag, value and rule."""
-    check_numbers(
-        args, positive=("steps", "batch_size", "lr", "hidden_size", "intermediate_size", "num_layers", "num_heads",
-                        "max_position_embeddings", "tokenizer_texts", "max_response_length"),
-        not_negative=("warmup_steps", "weight_decay", "eval_problems", "threads"), fractions=("solved_fraction",),
-    )
+    check_ranges(args)
     require(args.num_heads % 2 == 0, "--num_heads", args.num_heads, "must be even")
     require(args.hidden_size % (2 * args.num_heads) == 0, "--hidden_size", args.hidden_size,
             f"must be a multiple of twice --num_heads {args.num_heads}")

@@ -97,9 +97,9 @@ class Scorer:
         RunStopped: log-probabilities are not those of the model's own logits.
     """
 
-    def __init__(self, policy: Policy, engine: nn.Module, temperature: float):
+    def __init__(self, policy: Policy, ds_engine: nn.Module, temperature: float):
         self.policy = policy
-        self.engine = engine
+        self.ds_engine = ds_engine
         self.temperature = temperature
         self.by_response = False
         limit = MAX_DIFFERENCE[policy.model.dtype]
@@ -116,6 +116,14 @@ class Scorer:
         if not self.by_response and distributed.is_main():
             print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
                   f"model by {difference:.2g}; it is computed under a mask, which is slower", file=sys.stderr)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.ds_engine.device
 
     @torch.no_grad()
     def _difference_from_model(self) -> float:
@@ -148,7 +156,7 @@ class Scorer:
                                   self.policy.model.dtype)
         else:
             visible = micro_batch.attention_mask
-        return self.engine(micro_batch.input_ids, micro_batch.position_ids, visible, micro_batch.predictors,
+        return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, visible, micro_batch.predictors,
                            micro_batch.targets, self.temperature, with_entropies)
 
     @torch.no_grad()
@@ -192,8 +200,8 @@ class Actor(Scorer):
         """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
         watchdog.progress()
         one_or_nan = 1 + 0 * loss.detach()  # a bad loss may have good gradients: a clipped token's are zero
-        self.engine.set_gradient_accumulation_boundary(is_last)
-        self.engine.backward(loss * (one_or_nan * distributed.world_size()))
+        self.ds_engine.set_gradient_accumulation_boundary(is_last)
+        self.ds_engine.backward(loss * (one_or_nan * distributed.world_size()))
 
     def step(self, lr: float) -> float:
         """One optimiser update with the gradients added since the last one; returns their norm before clipping.
@@ -207,12 +215,12 @@ class Actor(Scorer):
         grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []
         unclipped = torch.nn.utils.get_total_norm(grads).item() if grads else None
         if unclipped is not None and not math.isfinite(unclipped):
-            self.engine.zero_grad()
+            self.ds_engine.zero_grad()
             return math.inf
-        self.engine.step()
-        if not self.engine.was_step_applied():
+        self.ds_engine.step()
+        if not self.ds_engine.was_step_applied():
             return math.inf
-        norm = self.engine.get_global_grad_norm()  # None at stage 0 in float32
+        norm = self.ds_engine.get_global_grad_norm()  # None at stage 0 in float32
         return unclipped if norm is None else float(norm)
 
     def whole_weights(self) -> Iterator[dict[str, Tensor]]:
@@ -233,12 +241,12 @@ class Actor(Scorer):
 
     def save(self, folder: Path) -> None:
         """All that an exact resume needs of this rank (weights, master copies, optimiser states). A collective."""
-        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+        self.ds_engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; same world size and ZeRO stage."""
         with weights_only():
-            path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
+            path, _ = self.ds_engine.load_checkpoint(str(folder), tag="deepspeed")
         assert path is not None, f"DeepSpeed found no checkpoint in {folder}"
 
 

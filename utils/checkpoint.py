@@ -28,7 +28,7 @@ RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", 
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
-    "save_every", "keep_last", "keep_every", "max_skipped_updates", "dry_run", "tracker",
+    "save_every", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
 }  # fmt: skip
 
 # ----- which run -----
@@ -179,7 +179,7 @@ def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Non
         if distributed.is_main():
             weights |= {name: weight.to("cpu", copy=True) for name, weight in bucket.items()}
     if distributed.is_main():
-        actor.policy.model.save_pretrained(folder / "hf", state_dict=weights)
+        actor.model.save_pretrained(folder / "hf", state_dict=weights)
         tokenizer.save_pretrained(folder / "hf")
     distributed.barrier()
 

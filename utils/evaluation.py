@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from utils.prompts import build_prompt, decode, encode
-from utils.rollouts import verify
+from utils.prompts import PromptBuilder, decode, encode
+from utils.rollouts import score_rollouts
 from utils.run import distributed, watchdog
-from utils.types import Engine, Problem, Rollout
+from utils.types import Engine, Problem, Rollout, Sampling
 
 
 @dataclass(frozen=True)
@@ -33,44 +33,19 @@ class Response:
 
 
 def evaluate(
-    engine: Engine,
-    problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    max_prompt_length: int,
-    max_response_length: int,
-    bos: bool,
+    engine: Engine, problems: Sequence[Problem], prompts: PromptBuilder, sampling: Sampling
 ) -> list[Response]:
-    """The greedy response to every problem, in their order, on every rank. The problems are divided over the ranks."""
+    """The responses to every problem, problem by problem, on every rank. The problems are divided over the ranks; what
+    is sampled is drawn by (seed, step 0, problem, sample), however they are divided."""
     watchdog.phase("evaluation")
     mine = distributed.share(list(problems))
-    prompts = [build_prompt(problem, tokenizer, max_prompt_length, bos) for problem in mine]
-    return _judged(engine.generate(prompts, 1, max_response_length, temperature=0.0), tokenizer)
+    return _scored(engine.generate([prompts.build(problem) for problem in mine], sampling), prompts.tokenizer)
 
 
-def evaluate_samples(
-    engine: Engine,
-    problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    max_prompt_length: int,
-    max_response_length: int,
-    bos: bool,
-    num_samples: int,
-    temperature: float,
-    seed: int,
-) -> list[Response]:
-    """`num_samples` sampled responses to every problem, problem by problem, on every rank. Each is drawn by (seed, step
-    0, problem, sample), however the problems are divided over the ranks."""
-    watchdog.phase("evaluation")
-    mine = distributed.share(list(problems))
-    prompts = [build_prompt(problem, tokenizer, max_prompt_length, bos) for problem in mine]
-    groups = engine.generate(prompts, num_samples, max_response_length, temperature, seed, step=0)
-    return _judged(groups, tokenizer)
-
-
-def _judged(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[Response]:
+def _scored(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[Response]:
     """The responses of all ranks, in the order of the problems before they were divided."""
     responses = []
-    for group, judged in zip(groups, verify(groups, tokenizer), strict=True):
+    for group, judged in zip(groups, score_rollouts(groups, tokenizer), strict=True):
         problem = group[0].prompt.problem
         responses.append([
             Response(problem.index, sample, problem.data_source, problem.prompt,

@@ -30,7 +30,7 @@ class UpdateGuard:
         self.in_a_row = 0
         self.norms: list[float] = []  # of the step's updates, infinite where skipped
 
-    def note(self, step: int, norm: float, losses: LossMeans, mini_batch: list[MicroBatch]) -> None:
+    def check(self, step: int, norm: float, losses: LossMeans, mini_batch: list[MicroBatch]) -> None:
         """`norm` is what `Actor.step` returned for `mini_batch`, `losses` those of the step so far. All ranks call
         together.
 

@@ -179,10 +179,12 @@ def pack_mini_batches(
     return [fill_up(part, int(distributed.maximum(len(part))), device) for part in parts]
 
 
-def with_logprobs(micro_batch: MicroBatch, actor, reference) -> MicroBatch:
-    """The micro-batch with old_logprobs by `actor` and ref_logprobs by `reference` (zero.Scorer), None where None."""
-    return replace(
-        micro_batch,
-        old_logprobs=None if actor is None else actor.logprobs(micro_batch),
-        ref_logprobs=None if reference is None else reference.logprobs(micro_batch),
-    )
+def with_logprobs(micro_batch: MicroBatch, old, reference) -> MicroBatch:
+    """The micro-batch with the log-probabilities of the policy that sampled it, by the Scorer `old` ("engine": what the
+    engine said), and of `reference`; None where None."""
+    if old == "engine":
+        old_logprobs = micro_batch.engine_logprobs
+    else:
+        old_logprobs = None if old is None else old.logprobs(micro_batch)
+    ref_logprobs = None if reference is None else reference.logprobs(micro_batch)
+    return replace(micro_batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)

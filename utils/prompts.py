@@ -5,6 +5,7 @@ where one ends and the other begins.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,43 +27,44 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def start_ids(tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
-    """The ids before a prompt: the beginning-of-sequence token where `bos` asks for it and the tokenizer has one."""
-    return [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
-
-
-def encode_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> list[int]:
-    return start_ids(tokenizer, bos) + encode(problem.prompt, tokenizer)
-
-
-def printable_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> tuple[str, int]:
-    """The prompt as the model gets it, with whatever is put before it, in quotes; and its tokens."""
-    start = tokenizer.bos_token if start_ids(tokenizer, bos) else ""
-    return repr(start + problem.prompt), len(encode_prompt(problem, tokenizer, bos))
-
-
-def build_prompt(
-    problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, hint: Sequence[str] = ()
-) -> Prompt:
-    """The prompt of `problem`, followed by the slices of `hint` as far as they fit.
-
-    Where prompt and hint are longer than `max_prompt_length` tokens, whole slices are left out, the last first; the
-    prompt itself is never cut (`check_prompt_lengths` has seen to it that it fits).
-    """
-    prompt_ids = encode_prompt(problem, tokenizer, bos)
-    assert len(prompt_ids) <= max_prompt_length
-    for shown in range(len(hint), 0, -1):
-        hint_ids = encode("".join(hint[:shown]), tokenizer)
-        if len(prompt_ids) + len(hint_ids) <= max_prompt_length:
-            return Prompt(problem, prompt_ids, hint_ids, shown)
-    return Prompt(problem, prompt_ids, [], 0)
-
-
-def build_demonstration(problem: Problem, tokenizer: PreTrainedTokenizerBase, bos: bool) -> Prompt:
-    """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
-    ids = [*encode(problem.demonstration, tokenizer), tokenizer.eos_token_id]
-    return Prompt(problem, encode_prompt(problem, tokenizer, bos), ids, len(problem.solution))
-
-
 def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Turns problems into what the model is given, of at most `max_length` tokens; with `bos` it begins with the
+    tokenizer's beginning-of-sequence token, where there is one."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    bos: bool
+
+    @property
+    def start_ids(self) -> list[int]:
+        """The ids before the text of a prompt."""
+        return [self.tokenizer.bos_token_id] if self.bos and self.tokenizer.bos_token_id is not None else []
+
+    def encode(self, problem: Problem) -> list[int]:
+        return self.start_ids + encode(problem.prompt, self.tokenizer)
+
+    def build(self, problem: Problem, hint: Sequence[str] = ()) -> Prompt:
+        """The prompt of `problem`, followed by the slices of `hint` as far as they fit: whole slices are left out, the
+        last first. The prompt itself is never cut; setup/inputs.py has checked that it fits."""
+        prompt_ids = self.encode(problem)
+        assert len(prompt_ids) <= self.max_length
+        for shown in range(len(hint), 0, -1):
+            hint_ids = encode("".join(hint[:shown]), self.tokenizer)
+            if len(prompt_ids) + len(hint_ids) <= self.max_length:
+                return Prompt(problem, prompt_ids, hint_ids, shown)
+        return Prompt(problem, prompt_ids, [], 0)
+
+    def demonstration(self, problem: Problem) -> Prompt:
+        """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
+        ids = [*encode(problem.demonstration, self.tokenizer), self.tokenizer.eos_token_id]
+        return Prompt(problem, self.encode(problem), ids, len(problem.solution))
+
+    def printable(self, problem: Problem) -> tuple[str, int]:
+        """The prompt as the model gets it, in quotes, and its number of tokens."""
+        start = self.tokenizer.bos_token if self.start_ids else ""
+        return repr(start + problem.prompt), len(self.encode(problem))

@@ -18,7 +18,7 @@ def completion_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str
     return decode([*rollout.prompt.hint_ids, *response_ids], tokenizer)
 
 
-def verify(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
+def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
     """The verifier's judgement of every rollout; those that need worker processes are judged side by side."""
 
     def item(rollout: Rollout) -> tuple[str, str, dict[str, Any]]:

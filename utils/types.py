@@ -96,21 +96,49 @@ class MicroBatch:
         return (same_owner & (in_prefix | (branches[:, :, None] == branches[:, None, :]))).tril()[:, None]
 
 
+@dataclass(frozen=True)
+class LongestGroup:
+    """The most tokens that a group can have in training: a prefix, and `responses` of `response` tokens each. Without
+    responses the prefix is a prompt and its demonstration."""
+
+    prefix: int
+    responses: int = 0
+    response: int = 0
+    share_prefix: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """With the prefix once."""
+        return self.prefix + self.responses * self.response
+
+    @property
+    def rows(self) -> int:
+        """Rows that it is packed into: one, or one for each response."""
+        return 1 if self.share_prefix or not self.responses else self.responses
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of such a row."""
+        return self.prefix + self.responses // self.rows * self.response
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn: `group_size` of at most `max_response_length` tokens for each prompt, from the full
+    distribution at `temperature` (no top-p, no top-k); 0 is greedy."""
+
+    group_size: int
+    max_response_length: int
+    temperature: float
+    seed: int = 0
+
+
 class Engine(Protocol):
     def sync(self) -> None: ...
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_response_length: int,
-        temperature: float,
-        seed: int = 0,
-        step: int = 0,
-    ) -> list[list[Rollout]]:
-        """`group_size` rollouts for every prompt. Greedy where `temperature` is 0; else sampled from the full
-        distribution at that temperature (no top-p, no top-k), and what is drawn for a sample is a function of (seed,
-        step, problem, sample) alone. Log-probabilities are at that temperature, at 1 where greedy."""
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, step: int = 0) -> list[list[Rollout]]:
+        """A group of rollouts for every prompt. What is drawn for a sample is a function of (seed, step, problem,
+        sample) alone. Log-probabilities are at the temperature of sampling, at 1 where greedy."""
         ...
 
     def sleep(self) -> None: ...

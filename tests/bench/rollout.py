@@ -28,8 +28,9 @@ from inference.hybrid_engine import load_engine
 from tests.bench.workload import make_model, make_problems
 from utils.actor import resolve_dtype
 from utils.data import load_problems
-from utils.prompts import build_prompt
+from utils.prompts import PromptBuilder
 from utils.run import processes
+from utils.types import Sampling
 
 
 @dataclass
@@ -57,7 +58,8 @@ def main(args: Args) -> None:
         name = args.model or str(make_model(Path(folder, "model")))
         data = args.data or str(make_problems(Path(folder, "data")))
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-        prompts = [build_prompt(p, tokenizer, 10_000, True) for p in load_problems(data, "train")[: args.prompts]]
+        build = PromptBuilder(tokenizer, 10_000, True).build
+        prompts = [build(problem) for problem in load_problems(data, "train")[: args.prompts]]
         longest = max(len(prompt.prompt_ids) for prompt in prompts) + max(args.tokens)
         ends = [tokenizer.eos_token_id] if args.ends else []
 
@@ -69,7 +71,7 @@ def main(args: Args) -> None:
             def run(samples: int, tokens: int) -> int:
                 if engine_name == "vllm":
                     engine.llm.reset_prefix_cache()  # as at every sync
-                groups = engine.generate(prompts, samples, tokens, 1.0)
+                groups = engine.generate(prompts, Sampling(samples, tokens, 1.0))
                 return sum(len(rollout.response_ids) for group in groups for rollout in group)
 
             return run

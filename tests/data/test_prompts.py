@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.models import byte_tokenizer, make_problem
-from utils.prompts import build_demonstration, build_prompt, encode, printable_prompt, solution_slices
+from utils.prompts import PromptBuilder, encode, solution_slices
 from utils.run.errors import BadInput
 from utils.setup.inputs import check_demonstration_lengths, check_prompt_lengths
 
@@ -57,7 +57,7 @@ def test_slices_join_to_the_solution_and_none_is_empty(solution, slices_max):
 def test_prompt_and_hint_are_tokenised_separately():
     problem = make_problem(prompt="add 1 <think> ", solution=["we add", " 2"])
     assert len(encode("add 1 <think> we add", TOKENIZER)) < len("add 1 <think> we add")  # "<think> we" would be one
-    prompt = build_prompt(problem, TOKENIZER, 100, False, problem.solution)
+    prompt = PromptBuilder(TOKENIZER, 100, False).build(problem, problem.solution)
     assert prompt.prompt_ids == [TOKENIZER.convert_tokens_to_ids(c) for c in "addĠ1Ġ<think>Ġ"]
     assert prompt.hint_ids == [TOKENIZER.convert_tokens_to_ids(c) for c in "weĠaddĠ2"]
     assert (prompt.problem, prompt.hint_slices) == (problem, 2)
@@ -65,12 +65,12 @@ def test_prompt_and_hint_are_tokenised_separately():
 
 def test_tokens_may_span_slices_of_the_hint():
     """The hint is one text: it is cut at slices, but not tokenised slice by slice."""
-    prompt = build_prompt(make_problem(), TOKENIZER, 100, False, ["so <think", "> we"])
+    prompt = PromptBuilder(TOKENIZER, 100, False).build(make_problem(), ["so <think", "> we"])
     assert prompt.hint_ids == encode("so <think> we", TOKENIZER) and len(prompt.hint_ids) == 4
 
 
 def test_without_a_hint_the_prompt_stands_alone():
-    prompt = build_prompt(make_problem(prompt="abc"), TOKENIZER, 3, False)
+    prompt = PromptBuilder(TOKENIZER, 3, False).build(make_problem(prompt="abc"))
     assert (len(prompt.prompt_ids), prompt.hint_ids, prompt.hint_slices) == (3, [], 0)
 
 
@@ -79,7 +79,8 @@ def test_without_a_hint_the_prompt_stands_alone():
     [(13, "aabbbcccc", 3), (12, "aabbb", 2), (9, "aabbb", 2), (8, "aa", 1), (6, "aa", 1), (5, "", 0), (4, "", 0)],
 )
 def test_whole_slices_are_dropped_from_the_end_and_the_prompt_is_kept(max_prompt_length, hint, slices):
-    prompt = build_prompt(make_problem(prompt="1234"), TOKENIZER, max_prompt_length, False, ["aa", "bbb", "cccc"])
+    prompts = PromptBuilder(TOKENIZER, max_prompt_length, False)
+    prompt = prompts.build(make_problem(prompt="1234"), ["aa", "bbb", "cccc"])
     assert TOKENIZER.decode(prompt.prompt_ids) == "1234"
     assert (TOKENIZER.decode(prompt.hint_ids), prompt.hint_slices) == (hint, slices)
 
@@ -89,7 +90,7 @@ def test_whole_slices_are_dropped_from_the_end_and_the_prompt_is_kept(max_prompt
        st.integers(0, 30))
 def test_as_many_slices_are_shown_as_fit(text, hint, room):
     prompt_ids = encode(text, TOKENIZER)
-    prompt = build_prompt(make_problem(prompt=text), TOKENIZER, len(prompt_ids) + room, False, hint)
+    prompt = PromptBuilder(TOKENIZER, len(prompt_ids) + room, False).build(make_problem(prompt=text), hint)
     shown = max(k for k in range(len(hint) + 1) if len(encode("".join(hint[:k]), TOKENIZER)) <= room)
     assert prompt.prompt_ids == prompt_ids
     assert prompt.hint_slices == shown
@@ -101,21 +102,22 @@ def test_as_many_slices_are_shown_as_fit(text, hint, room):
 
 def test_a_prompt_that_is_too_long_is_an_error_that_names_the_flags():
     problems = [make_problem(0, "12345"), make_problem(1, "1234567"), make_problem(2, "123")]
-    assert check_prompt_lengths(problems, TOKENIZER, 7, False, "test", skip=False) == (problems, 0)
+    assert check_prompt_lengths(problems, PromptBuilder(TOKENIZER, 7, False), "test", skip=False) == (problems, 0)
     with pytest.raises(BadInput) as error:
-        check_prompt_lengths(problems, TOKENIZER, 4, False, "test", skip=False)
+        check_prompt_lengths(problems, PromptBuilder(TOKENIZER, 4, False), "test", skip=False)
     for part in ("--max_prompt_length 4", "2 of 3 test prompts", "7 tokens", "--skip_long_prompts"):
         assert part in str(error.value)
 
 
 def test_skipping_keeps_the_others_in_their_order():
     problems = [make_problem(0, "12345"), make_problem(1, "1234567"), make_problem(2, "123")]
-    assert check_prompt_lengths(problems, TOKENIZER, 5, False, "train", skip=True) == ([problems[0], problems[2]], 1)
+    prompts = PromptBuilder(TOKENIZER, 5, False)
+    assert check_prompt_lengths(problems, prompts, "train", skip=True) == ([problems[0], problems[2]], 1)
 
 
 def test_skipping_all_is_an_error():
     with pytest.raises(BadInput, match="--max_prompt_length 2: no train prompt is as short as that"):
-        check_prompt_lengths([make_problem(prompt="123")], TOKENIZER, 2, False, "train", skip=True)
+        check_prompt_lengths([make_problem(prompt="123")], PromptBuilder(TOKENIZER, 2, False), "train", skip=True)
 
 
 # ---- demonstrations ----
@@ -124,7 +126,7 @@ def test_skipping_all_is_an_error():
 def test_a_demonstration_is_prompt_and_whole_answer_and_the_end():
     problem = make_problem(prompt="add 1 <think> ", solution=["we", " add"],
                            demonstration="we add </think> <answer> 1 </answer>")
-    prompt = build_demonstration(problem, TOKENIZER, False)
+    prompt = PromptBuilder(TOKENIZER, 0, False).demonstration(problem)
     assert prompt.prompt_ids == encode("add 1 <think> ", TOKENIZER)
     assert prompt.hint_ids[:-1] == encode(problem.demonstration, TOKENIZER)  # tokenised apart from the prompt
     assert prompt.hint_ids[-1] == TOKENIZER.eos_token_id
@@ -133,14 +135,15 @@ def test_a_demonstration_is_prompt_and_whole_answer_and_the_end():
 
 def test_a_demonstration_is_left_out_rather_than_cut():
     problems = [make_problem(index, "123", demonstration="x" * length) for index, length in enumerate((5, 9, 6))]
-    built = [build_demonstration(problem, TOKENIZER, False) for problem in problems]
+    built = [PromptBuilder(TOKENIZER, 0, False).demonstration(problem) for problem in problems]
     lengths = [len(p.prompt_ids) + len(p.hint_ids) for p in built]
     assert lengths == [9, 13, 10]  # the end-of-sequence token is counted
-    assert check_demonstration_lengths(problems, TOKENIZER, 13, False) == (problems, 0)
-    assert check_demonstration_lengths(problems, TOKENIZER, 10, False) == ([problems[0], problems[2]], 1)
-    assert check_demonstration_lengths(problems, TOKENIZER, 9, False) == ([problems[0]], 2)
+    assert check_demonstration_lengths(problems, PromptBuilder(TOKENIZER, 0, False), 13) == (problems, 0)
+    prompts = PromptBuilder(TOKENIZER, 0, False)
+    assert check_demonstration_lengths(problems, prompts, 10) == ([problems[0], problems[2]], 1)
+    assert check_demonstration_lengths(problems, PromptBuilder(TOKENIZER, 0, False), 9) == ([problems[0]], 2)
     with pytest.raises(BadInput, match="--max_length 8: no demonstration is as short, the shortest has 9"):
-        check_demonstration_lengths(problems, TOKENIZER, 8, False)
+        check_demonstration_lengths(problems, PromptBuilder(TOKENIZER, 0, False), 8)
 
 
 # ---- the beginning-of-sequence token ----
@@ -152,9 +155,9 @@ def test_prompts_begin_with_the_tokenizers_bos_where_it_is_asked_for_and_exists(
     problem = make_problem(prompt="abc", solution=["x", "y"], demonstration="x y")
     bos = [with_bos.bos_token_id]
     for tokenizer, asked, start in ((with_bos, True, bos), (with_bos, False, []), (TOKENIZER, True, [])):
-        assert build_prompt(problem, tokenizer, 100, asked).prompt_ids == start + encode("abc", tokenizer)
-        assert build_prompt(problem, tokenizer, 100, asked, ["x"]).hint_ids == encode("x", tokenizer)
-        demonstration = build_demonstration(problem, tokenizer, asked)
+        assert PromptBuilder(tokenizer, 100, asked).build(problem).prompt_ids == start + encode("abc", tokenizer)
+        assert PromptBuilder(tokenizer, 100, asked).build(problem, ["x"]).hint_ids == encode("x", tokenizer)
+        demonstration = PromptBuilder(tokenizer, 0, asked).demonstration(problem)
         assert demonstration.prompt_ids == start + encode("abc", tokenizer)
         assert demonstration.hint_ids == [*encode("x y", tokenizer), tokenizer.eos_token_id]
 
@@ -163,19 +166,22 @@ def test_a_prompt_is_shown_with_the_bos_that_the_model_gets():
     with_bos = byte_tokenizer("<think> we")
     with_bos.add_special_tokens({"bos_token": "<|begin|>"})
     problem = make_problem(prompt="a 'b'\n")
-    assert printable_prompt(problem, with_bos, True) == ("\"<|begin|>a 'b'\\n\"", 7)
-    assert printable_prompt(problem, with_bos, False) == printable_prompt(problem, TOKENIZER, True)
-    assert printable_prompt(problem, TOKENIZER, True) == ("\"a 'b'\\n\"", 6)
+    assert PromptBuilder(with_bos, 0, True).printable(problem) == ("\"<|begin|>a 'b'\\n\"", 7)
+    assert PromptBuilder(with_bos, 0, False).printable(problem) == PromptBuilder(TOKENIZER, 0, True).printable(problem)
+    assert PromptBuilder(TOKENIZER, 0, True).printable(problem) == ("\"a 'b'\\n\"", 6)
 
 
 def test_the_bos_counts_as_a_token_of_the_prompt():
     tokenizer = byte_tokenizer("<think> we")
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     problems = [make_problem(prompt="abc", demonstration="xyz")]
-    assert check_prompt_lengths(problems, tokenizer, 4, True, "train", skip=False) == (problems, 0)
-    assert check_demonstration_lengths(problems, tokenizer, 8, True) == (problems, 0)
-    for check, limit in ((check_prompt_lengths, 3), (check_demonstration_lengths, 7)):
-        assert check(problems, tokenizer, limit, False, *(("train", False) if limit == 3 else ()))
-        with pytest.raises(BadInput):
-            check(problems, tokenizer, limit, True, *(("train", False) if limit == 3 else ()))
-    assert build_prompt(problems[0], tokenizer, 5, True, ["x", "yy"]).hint_slices == 1  # the second would be the 7th
+    assert check_prompt_lengths(problems, PromptBuilder(tokenizer, 4, True), "train", skip=False) == (problems, 0)
+    assert check_demonstration_lengths(problems, PromptBuilder(tokenizer, 0, True), 8) == (problems, 0)
+    assert check_prompt_lengths(problems, PromptBuilder(tokenizer, 3, False), "train", skip=False) == (problems, 0)
+    with pytest.raises(BadInput):
+        check_prompt_lengths(problems, PromptBuilder(tokenizer, 3, True), "train", skip=False)
+    assert check_demonstration_lengths(problems, PromptBuilder(tokenizer, 0, False), 7) == (problems, 0)
+    with pytest.raises(BadInput):
+        check_demonstration_lengths(problems, PromptBuilder(tokenizer, 0, True), 7)
+    prompt = PromptBuilder(tokenizer, 5, True).build(problems[0], ["x", "yy"])
+    assert prompt.hint_slices == 1  # the second would be the 7th token

@@ -17,15 +17,14 @@ from inference.hybrid_engine import load_engine
 from tests.helpers.launching import run, succeed, to_words
 from tests.helpers.models import CPU, make_problem
 from utils.data import load_problems
-from utils.evaluation import evaluate, evaluate_samples
+from utils.evaluation import evaluate
 from utils.inspection import DIM, GREEN, RESET, YELLOW, paint
-from utils.prompts import build_prompt, decode, encode, solution_slices
+from utils.prompts import PromptBuilder, decode, encode, solution_slices
 from utils.run import processes
 from utils.run.cli import run_script
-from utils.types import Rollout
+from utils.types import Rollout, Sampling
 
 LENGTHS = {"max_prompt_length": 64, "max_response_length": 48}
-SHARED = (*LENGTHS.values(), True)  # for evaluate
 
 
 def engine_of(model, tokenizer, name="torch"):
@@ -66,8 +65,9 @@ def says(monkeypatch, capsys, tokenizer):
         all_ids = [one if isinstance(one, list) else encode(one, tokenizer) for one in responses]
 
         class Scripted:
-            def generate(self, prompts, group_size, limit, temperature, seed, step):
-                assert group_size == len(all_ids) and step == 0
+            def generate(self, prompts, sampling, step=0):
+                assert sampling.group_size == len(all_ids) and step == 0
+                limit = sampling.max_response_length
                 calls.append((prompts[0], limit, screen()))
                 return [[Rollout(prompts[0], ids[:limit], [*logprobs, *[0.0] * len(ids)][: len(ids[:limit])],
                                  "stop" if stops and len(ids) <= limit else "length") for ids in all_ids]]
@@ -93,7 +93,7 @@ def verdict(one) -> str:
 
 def test_the_greedy_response_and_its_verdict_are_those_of_an_evaluation(call, countdown_data, engine, tokenizer):
     problems = load_problems(str(countdown_data), "test")[:12]
-    expected = evaluate(engine, problems, tokenizer, *SHARED)
+    expected = evaluate(engine, problems, PromptBuilder(tokenizer, 64, True), Sampling(1, 48, 0.0))
     assert len({one.reason for one in expected}) > 1  # else this would show little
     for one in expected:
         shown = call(data=str(countdown_data), index=one.index, temperature=0.0)
@@ -105,7 +105,7 @@ def test_the_greedy_response_and_its_verdict_are_those_of_an_evaluation(call, co
 def test_samples_are_those_of_an_evaluation_with_the_same_seed(call, countdown_data, engine, tokenizer):
     problems = load_problems(str(countdown_data), "test")
     settings = {"data": str(countdown_data), "index": 9, "temperature": 2.5, "seed": 5}
-    expected = evaluate_samples(engine, problems[9:10], tokenizer, *SHARED, 4, 2.5, 5)
+    expected = evaluate(engine, problems[9:10], PromptBuilder(tokenizer, 64, True), Sampling(4, 48, 2.5, 5))
     assert len({one.response for one in expected}) == 4 and {one.truncated for one in expected} == {False, True}
     four = call(num_samples=4, **settings)
     assert responses_in(four) == [(paint(one.response, ""), verdict(one)) for one in expected]
@@ -131,7 +131,8 @@ def test_without_a_demonstration_what_the_verifier_knows_is_the_reference(call, 
 
 def test_a_prompt_of_ones_own_is_continued_and_not_judged(call, engine, tokenizer, countdown_data):
     text = load_problems(str(countdown_data), "test")[0].prompt
-    [[expected]] = engine.generate([build_prompt(make_problem(0, text), tokenizer, 64, True)], 1, 48, 0.0)
+    prompt = PromptBuilder(tokenizer, 64, True).build(make_problem(0, text))
+    [[expected]] = engine.generate([prompt], Sampling(1, 48, 0.0))
     assert expected.finish == "stop"
     shown = call(prompt=text, temperature=0.0)
     assert responses_in(shown) == [(decode(expected.response_ids, tokenizer), f"{len(expected.response_ids)} tokens")]
@@ -169,9 +170,9 @@ def test_the_hint_is_part_of_what_is_verified(call, says, monkeypatch):
 
 def test_growing_gives_what_one_call_gives_and_what_is_shown_early_is_its_beginning(engine, tokenizer, countdown_data):
     problem = load_problems(str(countdown_data), "test")[9]
-    prompt = build_prompt(problem, tokenizer, 64, True)
+    prompt = PromptBuilder(tokenizer, 64, True).build(problem)
     for temperature, count in ((0.0, 1), (1.4, 4)):
-        [whole] = engine.generate([prompt], count, 48, temperature, 5)
+        [whole] = engine.generate([prompt], Sampling(count, 48, temperature, 5))
         args = Args("", num_samples=count, temperature=temperature, seed=5, max_response_length=48)
         updates = list(growing(engine, prompt, args))
         grown = [rollout for rollout, is_whole in updates if is_whole]
@@ -227,7 +228,8 @@ def test_a_response_that_rounding_changed_is_printed_anew(call, says, monkeypatc
     limits = []
 
     class Unsteady:
-        def generate(self, prompts, _size, limit, *_, **__):
+        def generate(self, prompts, sampling):
+            limit = sampling.max_response_length
             limits.append(limit)
             ids = [70] * limit if limit == 8 else [71] * 9
             return [[Rollout(prompts[0], ids, [0.0] * len(ids), "length" if limit == 8 else "stop")]]
@@ -282,7 +284,7 @@ def test_unsure_tokens_are_listed_with_their_probability_and_the_mean(call, says
 
 def test_probabilities_are_the_engines(call, engine, tokenizer, countdown_data):
     problem = load_problems(str(countdown_data), "test")[4]
-    [[expected]] = engine.generate([build_prompt(problem, tokenizer, 64, True)], 1, 48, 1.3, 2)
+    [[expected]] = engine.generate([PromptBuilder(tokenizer, 64, True).build(problem)], Sampling(1, 48, 1.3, 2))
     shown = call(data=str(countdown_data), index=4, temperature=1.3, seed=2, logprobs=True)
     assert f"    mean log-probability {sum(expected.logprobs) / len(expected.logprobs):.4f};" in shown
     listed = re.findall(r"^    token (\d+) +(0\.\d+)  '", shown, re.MULTILINE)
@@ -356,13 +358,13 @@ def _of_vllm(model, data):
     """In a process of its own: samples as they grow, and those of one call, as (ids, finish)."""
     processes.join()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prompt = build_prompt(load_problems(data, "test")[9], tokenizer, 64, True)
+    prompt = PromptBuilder(tokenizer, 64, True).build(load_problems(data, "test")[9])
     engine = engine_of(model, tokenizer, "vllm")
     found = []
     for temperature, count in ((0.0, 1), (1.4, 4)):
         args = Args("", num_samples=count, temperature=temperature, seed=5, max_response_length=48)
         updates = list(growing(engine, prompt, args))
-        [whole] = engine.generate([prompt], count, 48, temperature, 5)
+        [whole] = engine.generate([prompt], Sampling(count, 48, temperature, 5))
         found.append([[(one.response_ids, one.finish) for one in some]
                       for some in ([rollout for rollout, is_whole in updates if is_whole], whole)])
     return found

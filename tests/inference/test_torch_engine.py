@@ -34,7 +34,7 @@ from utils.packing import pack
 from utils.prompts import decode
 from utils.rollouts import completion_text
 from utils.run.errors import BadInput
-from utils.types import Prompt, Rollout
+from utils.types import Prompt, Rollout, Sampling
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 KINDS = pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM])
@@ -58,7 +58,7 @@ def make_engine(kind=Qwen2ForCausalLM, ends=ENDS, kv_cache_gb=GB, **flags) -> To
 
 
 def sample(engine, prompts, group_size=4, max_response_length=40, temperature=0.8, seed=0):
-    return engine.generate(prompts, group_size, max_response_length, temperature, seed, step=1)
+    return engine.generate(prompts, Sampling(group_size, max_response_length, temperature, seed), step=1)
 
 
 def ids_of(groups) -> list[list[list[int]]]:
@@ -97,7 +97,7 @@ def test_greedy_is_generate_token_for_token(kind, compactions):
     """Rows end at all times and leave."""
     model = tiny_model(kind, scale=0.5, seed=SEED)
     prompts, limit = random_prompts(LENGTHS), 70
-    groups = TorchEngine(model, ENDS, GB).generate(prompts, 1, limit, temperature=0.0)
+    groups = TorchEngine(model, ENDS, GB).generate(prompts, Sampling(1, limit, temperature=0.0))
     finishes = [rollout.finish for [rollout] in groups]
     for prompt, [rollout] in zip(prompts, groups, strict=True):
         assert rollout.response_ids == generated(model, prompt, limit)
@@ -118,14 +118,14 @@ def test_scaled_rotary_embeddings_are_those_of_generate(rope):
     plain = tiny_model(LlamaForCausalLM, scale=0.5, seed=6, rope_theta=100.0)
     assert model.model.rotary_emb.rope_type == rope["rope_type"]
     prompts, limit = random_prompts(LENGTHS), 70
-    groups = ids_of(TorchEngine(model, ENDS, GB).generate(prompts, 1, limit, temperature=0.0))
+    groups = ids_of(TorchEngine(model, ENDS, GB).generate(prompts, Sampling(1, limit, temperature=0.0)))
     assert groups == [[generated(model, prompt, limit)] for prompt in prompts]
-    assert groups != ids_of(TorchEngine(plain, ENDS, GB).generate(prompts, 1, limit, temperature=0.0))
+    assert groups != ids_of(TorchEngine(plain, ENDS, GB).generate(prompts, Sampling(1, limit, temperature=0.0)))
 
 
 def test_greedy_logprobs_are_those_of_temperature_one():
     engine = make_engine()
-    [[rollout]] = engine.generate(random_prompts([(4, 2)]), 1, 8, temperature=0.0)
+    [[rollout]] = engine.generate(random_prompts([(4, 2)]), Sampling(1, 8, temperature=0.0))
     [micro_batch] = pack([[rollout]], [[0.0]], 64, CPU)
     logprobs = scorer(engine.model, temperature=1.0).logprobs(micro_batch)[micro_batch.response_mask]
     torch.testing.assert_close(torch.tensor(rollout.logprobs), logprobs, **CLOSE)
@@ -221,7 +221,7 @@ def test_the_first_token_has_the_models_distribution(monkeypatch):
     engine, [prompt] = make_engine(), random_prompts([(4, 2)])
     grid = (np.arange(5000) + 0.5) / 5000
     monkeypatch.setattr(torch_engine, "sampling_uniforms", lambda *_: [grid[:, None]])
-    groups = engine.generate([prompt], 5000, 1, 0.5)
+    groups = engine.generate([prompt], Sampling(5000, 1, 0.5))
     counts = np.bincount([ids[0] for ids in ids_of(groups)[0]], minlength=VOCABULARY)
     ids = torch.tensor([prompt.prompt_ids + prompt.hint_ids])
     with torch.no_grad():

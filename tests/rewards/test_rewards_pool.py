@@ -323,7 +323,7 @@ def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeyp
     problem = Problem(0, "math500", "p", (), "", {"target": "1+x"})
     prompt = Prompt(problem, [1], [], 0)
     groups = [[Rollout(prompt, [text], [0.0], "stop") for text in texts] for texts in (["x+1", "1+x"], ["x+2", "x+3"])]
-    scores = rollouts.verify(groups, None)
+    scores = rollouts.score_rollouts(groups, None)
     assert scores == [[CORRECT, CORRECT], [TIMEOUT, CRASHED]]
     watch = metrics.Stopwatch(step=1)
     watch.seconds["seconds/rollout"] = 1.0

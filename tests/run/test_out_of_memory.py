@@ -59,8 +59,9 @@ def launch_limited(flags, text: str, rank: int, room: int, num_processes: int):
     return result.stderr.splitlines()[-1], time.monotonic() - since[0]
 
 
-def test_the_dry_run_says_on_whichever_rank_what_to_lower_and_ends_all(flags):
-    line, seconds = launch_limited(flags | {"dry_run": "always", "zero_stage": 3}, "", 1, 50 * MIB, num_processes=2)
+def test_the_memory_probe_says_on_whichever_rank_what_to_lower_and_ends_all(flags):
+    own = {"probe_memory": "always", "zero_stage": 3}
+    line, seconds = launch_limited(flags | own, "", 1, 50 * MIB, num_processes=2)
     assert seconds < 60
     assert " more were asked for" in line or "oneDNN does not say how much was asked for" in line
     for part in ("stopped: out of memory in the dry run of the largest micro-batch, process 1; ",

@@ -23,14 +23,14 @@ from tests.helpers.launching import launch, succeed
 from tests.helpers.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
 from utils.data import load_problems
-from utils.evaluation import Response, evaluate_samples, tokenizer_mismatch
-from utils.prompts import encode
+from utils.evaluation import Response, evaluate, tokenizer_mismatch
+from utils.prompts import PromptBuilder, encode
 from utils.report.results import interval_over_problems, pass_at_k, pass_ks, results_of, results_table
 from utils.report.runs import wilson_interval
 from utils.run import processes, watchdog
 from utils.run.errors import BadInput
 from utils.setup.inputs import evaluation_lengths
-from utils.types import Rollout
+from utils.types import Rollout, Sampling
 
 SAMPLES = 3
 
@@ -166,12 +166,12 @@ def test_tokenizer_mismatch_is_told_where_tokens_do_not_give_the_text_back():
 
 def test_samples_are_drawn_with_the_seed_at_step_0():
     class Recorder:
-        def generate(self, prompts, group_size, max_response_length, temperature, seed, step):
-            assert (group_size, max_response_length, temperature, seed, step) == (2, 4, 0.7, 5, 0)
-            return [[Rollout(prompt, [60 + g], [0.0], "length") for g in range(group_size)] for prompt in prompts]
+        def generate(self, prompts, sampling, step=0):
+            assert (sampling, step) == (Sampling(2, 4, 0.7, 5), 0)
+            return [[Rollout(prompt, [60 + sample], [0.0], "length") for sample in range(2)] for prompt in prompts]
 
     problems = [make_problem(index) for index in (9, 4)]
-    responses = evaluate_samples(Recorder(), problems, byte_tokenizer(), 64, 4, True, 2, 0.7, 5)
+    responses = evaluate(Recorder(), problems, PromptBuilder(byte_tokenizer(), 64, True), Sampling(2, 4, 0.7, 5))
     assert [(one.index, one.sample, one.truncated) for one in responses] == [
         (9, 0, True), (9, 1, True), (4, 0, True), (4, 1, True)]
     assert responses[0].response == responses[2].response != responses[1].response

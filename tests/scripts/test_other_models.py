@@ -23,6 +23,7 @@ from tests.helpers.models import EOS, byte_tokenizer, own_loss, random_prompts, 
 from utils.actor import checkpoint_layers
 from utils.data import load_problems
 from utils.run.errors import BadInput
+from utils.types import Sampling
 
 PENALTIES = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_p": 0.9, "min_new_tokens": 9,
              "suppress_tokens": [2, 3, 4], "bad_words_ids": [[5]], "max_length": 4}  # fmt: skip
@@ -75,7 +76,7 @@ def test_sft_trains_on_the_models_own_loss_whatever_its_head_is(tmp_path, base_m
 def engines(model):
     """DeepSpeed's rollout and ours, with the same weights."""
     actor = scorer(model)
-    actor.engine.device = torch.device("cpu")
+    actor.ds_engine.device = torch.device("cpu")
     tokenizer = byte_tokenizer()
     return DeepSpeedEngine(actor, tokenizer, [EOS], kv_cache_gb=1), TorchEngine(model, [EOS], kv_cache_gb=1)
 
@@ -85,10 +86,10 @@ def engines(model):
 def test_no_engine_samples_by_the_models_own_generation_config():
     model = tiny_model()
     prompts = random_prompts([(4, 2), (7, 0), (3, 1), (5, 0)])
-    plain = [group[0].response_ids for group in engines(model)[0].generate(prompts, 1, 12, temperature=0)]
+    plain = [group[0].response_ids for group in engines(model)[0].generate(prompts, Sampling(1, 12, temperature=0))]
     model.generation_config = own = GenerationConfig(**PENALTIES)
     for engine in engines(model):
-        groups = engine.generate(prompts, 1, 12, temperature=0)
+        groups = engine.generate(prompts, Sampling(1, 12, temperature=0))
         assert [group[0].response_ids for group in groups] == plain
     assert model.generation_config is own
     theirs = model.generate(torch.tensor([prompts[0].prompt_ids + prompts[0].hint_ids]), max_new_tokens=12)
@@ -100,7 +101,7 @@ def test_generating_leaves_checkpointed_layers_as_they_were():
     checkpoint_layers(model)
     before = [module.training for module in model.modules()]
     assert sum(before) == 2
-    engines(model)[0].generate(random_prompts([(4, 2)]), 1, 3, temperature=1)
+    engines(model)[0].generate(random_prompts([(4, 2)]), Sampling(1, 3, temperature=1))
     assert [module.training for module in model.modules()] == before
 
 

@@ -50,7 +50,7 @@ def uft_flags(flags):
 def uft_launch(tmp_path_factory, uft_flags):
     """UFT on two processes under ZeRO-3, with a dry run, which changes no number: its folder, and what it printed."""
     output_dir = tmp_path_factory.mktemp("uft") / "run"
-    more = {"zero_stage": 3, "dry_run": "always", "dump_batch": True, "output_dir": output_dir}
+    more = {"zero_stage": 3, "probe_memory": "always", "dump_batch": True, "output_dir": output_dir}
     return output_dir, succeed(launch("training/uft.py", uft_flags | more, num_processes=2)).stdout
 
 
@@ -253,7 +253,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path, u
     assert before in ("step_1", "step_2", "step_3") and survivors(result) == []
     refused = launch("training/uft.py", flags | {"resume": True, "lr": 1e-4}, 2)
     assert refused.returncode != 0 and "--lr was 0.001 and is 0.0001" in refused.stderr
-    succeed(launch("training/uft.py", flags | {"resume": True, "dry_run": "always"}, 2))
+    succeed(launch("training/uft.py", flags | {"resume": True, "probe_memory": "always"}, 2))
     resumed = [without_times(line) for line in training_lines(tmp_path / "run")]
     assert resumed == [without_times(line) for line in training_lines(uft_run)]
     assert evaluation_lines(tmp_path / "run") == evaluation_lines(uft_run)

@@ -43,7 +43,7 @@ def test_what_one_rank_cannot_compute_no_rank_applies(results, processes, name):
 def test_the_next_good_update_is_that_of_a_run_that_never_saw_the_bad_ones(results, processes, name):
     result = results[processes, name]
     assert result["is_that_of_the_clean_run"] and result["norms"][0] == result["norms"][1]
-    assert result["is_unchanged_by_dry_run"]  # which the clean run has not had
+    assert result["is_unchanged_by_probe"]  # which the clean run has not had
     assert result["has_moved"] and result["num_states"] > 20  # else there was nothing to compare
 
 
@@ -60,7 +60,7 @@ def test_a_good_update_starts_the_count_anew_also_over_steps(tmp_path, capsys):
     guard, good, bad = UpdateGuard(tmp_path, 3), losses_of(loss=1.0), losses_of(loss=math.nan, kl_loss=math.inf)
     for step, norms in enumerate([(math.inf, math.inf), (2.0, math.inf), (math.inf, 4.0), (1.0, 3.0)], start=1):
         for norm in norms:
-            guard.note(step, norm, good if norm < math.inf else bad, [filler(CPU)])
+            guard.check(step, norm, good if norm < math.inf else bad, [filler(CPU)])
         metrics = guard.metrics()
         assert metrics["skipped_updates"] == norms.count(math.inf)
         happened = [norm for norm in norms if norm < math.inf] or [math.nan]
@@ -73,10 +73,10 @@ def test_a_good_update_starts_the_count_anew_also_over_steps(tmp_path, capsys):
 
 def test_too_many_in_a_row_end_the_run_with_the_batch(tmp_path):
     guard, batch = UpdateGuard(tmp_path, 2), [filler(CPU), filler(CPU)]
-    guard.note(6, math.inf, losses_of(loss=1.0), [])
+    guard.check(6, math.inf, losses_of(loss=1.0), [])
     with pytest.raises(RunStopped, match="^step 7, update 2: not finite: the gradient, and no loss; 2 updates in a row "
                                          r"were skipped \(--max_skipped_updates 2\)"):
-        guard.note(7, math.inf, losses_of(loss=1.0), batch)
+        guard.check(7, math.inf, losses_of(loss=1.0), batch)
     loaded = load_batch(tmp_path / "bad_batch_step_7_rank_0.safetensors", CPU)
     assert len(loaded) == 2
     for name, tensor in vars(batch[1]).items():

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.helpers.models import CPU, byte_tokenizer, make_problem
 from utils.inspection import GREEN, RESET, describe_group, paint, pieces
 from utils.packing import Segment, _tensors, pack
-from utils.prompts import build_demonstration, decode, encode
+from utils.prompts import PromptBuilder, decode, encode
 from utils.types import Prompt, Rollout
 
 TOKENIZER = byte_tokenizer()
@@ -84,7 +84,8 @@ def test_of_several_rows_only_the_first_group_is_shown():
 def test_of_several_demonstrations_only_the_first_is_shown():
     """SFT: empty responses, so that all scored tokens of the micro-batch are hint tokens."""
     problems = [make_problem(0, "ask ", demonstration="yes, well"), make_problem(1, "p", demonstration="no")]
-    groups = [[Rollout(build_demonstration(problem, TOKENIZER, False), [], [], "stop")] for problem in problems]
+    prompts = PromptBuilder(TOKENIZER, 0, False)
+    groups = [[Rollout(prompts.demonstration(problem), [], [], "stop")] for problem in problems]
     for micro_batch in (pack(groups, [[0.0]] * 2, 100, CPU)[0], _tensors([[Segment(g, [0.0]) for g in groups]], CPU)):
         assert lines_of(micro_batch) == [
             "prompt (4 tokens, no loss): ask ",

@@ -30,7 +30,8 @@ from utils.actor import Actor
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
 from utils.run import distributed, processes
-from utils.setup.memory_probe import dry_run
+from utils.setup.memory_probe import probe_memory
+from utils.types import LongestGroup
 
 CASES = [
     Case("stage0", 0),
@@ -51,8 +52,10 @@ POISONS = {  # of the loss of a micro-batch
     "gradient is NaN, loss finite": lambda loss: loss + torch.sqrt(0 * loss),
     "gradient is infinite, loss finite": lambda loss: loss + torch.sqrt(loss - loss.detach()),
 }
-DRY_RUN = {"dry_run": "always", "prompts_per_step": 10, "mini_batch_prompts": 10, "group_size": 3, "share_prefix": True,
-           "max_prompt_length": 8, "max_response_length": 7, "max_tokens_per_micro_batch": 50}
+PLAN = SimpleNamespace(  # as much of a Plan as is looked at
+    flags=SimpleNamespace(probe_memory="always", mini_batch_prompts=10, max_tokens_per_micro_batch=50),
+    longest=LongestGroup(8, responses=3, response=7),
+)
 
 
 def make_actor(case: Case) -> Actor:
@@ -94,8 +97,8 @@ def run(case: Case) -> dict:
     actor, skipping = make_actor(case), {}
     before = states(actor)
     engine = SimpleNamespace(sync=lambda: None, sleep=lambda: None)
-    dry_run(actor, engine, DRY_RUN, torch.device("cpu"), logger=None)
-    is_unchanged_by_dry_run = equal(before, states(actor))
+    probe_memory(actor, engine, PLAN, logger=None)
+    is_unchanged_by_probe = equal(before, states(actor))
     update(actor, 0, rates[0])
     before = states(actor)
     for name, poison in POISONS.items():
@@ -111,7 +114,7 @@ def run(case: Case) -> dict:
     update(clean, 0, rates[0])
     clean_norm = update(clean, 1, rates[1])
     return {
-        "skipping": skipping, "is_unchanged_by_dry_run": is_unchanged_by_dry_run, "norms": [norm, clean_norm],
+        "skipping": skipping, "is_unchanged_by_probe": is_unchanged_by_probe, "norms": [norm, clean_norm],
         "is_that_of_the_clean_run": equal(after, states(clean)), "has_moved": not equal(before, after),
         "num_states": len(after),
     }  # fmt: skip

@@ -37,6 +37,7 @@ from tests.workers.zero_worker import (
 )
 from utils.actor import Actor, load_model
 from utils.run import distributed, processes
+from utils.types import Sampling
 
 OTHER_EOS, LIMIT = 7, 12
 LR = 1e-2
@@ -105,10 +106,10 @@ def run(case: Case, folder: Path) -> dict:
     prompts = prompts_of_rank()
 
     def greedy() -> list:
-        return [ids_of(some.generate(prompts, 1, LIMIT, temperature=0.0)) for some in (engine, ours)]
+        return [ids_of(some.generate(prompts, Sampling(1, LIMIT, temperature=0.0))) for some in (engine, ours)]
 
     def sampled(some_prompts, group_size=GROUP_SIZE, seed=3, step=5):
-        return engine.generate(some_prompts, group_size, LIMIT, TEMPERATURE, seed, step)
+        return engine.generate(some_prompts, Sampling(group_size, LIMIT, TEMPERATURE, seed), step=step)
 
     engine.sync()
     ours.sync()
@@ -120,7 +121,7 @@ def run(case: Case, folder: Path) -> dict:
     again, backwards = ids_of(sampled(prompts)), ids_of(sampled(prompts[::-1]))[::-1]
     fewer, other_seed, other_step = (ids_of(sampled(prompts, **change)) for change in (
         {"group_size": 2}, {"seed": 4}, {"step": 6}))
-    many = engine.generate(prompts, 200, 1, 2.0, 0, 0)  # nearly uniform: with top-k there would be two tokens
+    many = engine.generate(prompts, Sampling(200, 1, temperature=2.0))  # nearly uniform: with top-k two tokens
 
     micro_batches, _ = zero_worker.packed(zero_worker.make_mini_batches()[0])
     with torch.enable_grad():

@@ -26,7 +26,7 @@ from utils.losses import masked_mean
 from utils.metrics import count_tokens
 from utils.packing import fill_up, pack
 from utils.run import distributed, processes
-from utils.types import MicroBatch, Prompt, Rollout
+from utils.types import MicroBatch, Prompt, Rollout, Sampling
 
 VOCABULARY, EOS = 61, 60
 TEMPERATURE, BETAS, WEIGHT_DECAY = 0.8, (0.8, 0.95), 0.1
@@ -176,7 +176,7 @@ def prompts_of_rank() -> list[Prompt]:
 def engine_mismatch(engine, actor: Actor, step: int) -> tuple[float, int]:
     """Largest |engine's - actor's| log-probability over the tokens that the engine samples, and the number of them."""
     prompts = prompts_of_rank()
-    groups = engine.generate(prompts, GROUP_SIZE, 12, TEMPERATURE, seed=0, step=step)
+    groups = engine.generate(prompts, Sampling(GROUP_SIZE, 12, TEMPERATURE, seed=0), step=step)
     micro_batches = pack(groups, [list(ADVANTAGES)] * len(groups), 10_000, torch.device("cpu"))
     assert len(micro_batches) == 1
     differences = (actor.logprobs(micro_batches[0]) - micro_batches[0].engine_logprobs)[micro_batches[0].response_mask]
@@ -221,7 +221,7 @@ def run(case: Case) -> dict:
     mismatch_before, num_sampled = engine_mismatch(engine, actor, step=1)
 
     layer_calls, losses, norms = [], [], []
-    hook = actor.policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: layer_calls.append(1))
+    hook = actor.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: layer_calls.append(1))
     for groups, lr, scale in zip(make_mini_batches(), LEARNING_RATES[case.dtype], LOSS_SCALES, strict=True):
         micro_batches, _ = packed(groups)
         layer_calls.clear()
@@ -241,7 +241,7 @@ def run(case: Case) -> dict:
     theirs = build_engine("deepspeed", actor, tokenizer, free_replica=False, **flags)
     mismatch_deepspeed, num_deepspeed = engine_mismatch(theirs, actor, step=2)
     greedy_pairs = [  # of each rank's prompts
-        [rollout.response_ids for [rollout] in some.generate(prompts_of_rank(), 1, 12, temperature=0.0)]
+        [rollout.response_ids for [rollout] in some.generate(prompts_of_rank(), Sampling(1, 12, temperature=0.0))]
         for some in (engine, theirs)
     ]
     reference_after = reference_logprobs()

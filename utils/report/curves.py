@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.data import best_constant_answer
 from utils.report.runs import (
     ACCURACY,
     evaluation_interval,
@@ -15,6 +16,8 @@ from utils.report.runs import (
     save_small,
     table,
 )
+from utils.run import distributed
+from utils.types import Problem
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart by the colour-blind too
 
@@ -116,3 +119,13 @@ def closing_table(output_dir: str | Path, extra: tuple[str, float, str] | None =
     header = ["", f"accuracy on {evaluations[-1]['eval/n']} problems (95 % interval)", "format", "response tokens"]
     return table(header, rows)
 
+
+def close_run(output_dir: str, test_problems: list[Problem], num_done: int, is_end: bool) -> None:
+    """The last words of a run, from the first process: its curves and table, or that it can go on."""
+    if not distributed.is_main():
+        return
+    if is_end:
+        table_of_run = closing_table(output_dir, best_constant_answer(test_problems))
+        print(f"curves: {plot_curves(output_dir)}\n\n{table_of_run}", flush=True)
+    else:
+        print(f"interrupted after step {num_done}, saved; go on with --resume", flush=True)

@@ -1,8 +1,10 @@
 """Bad input is found before any model loads, and told in one line: the flag, the value, the rule."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypeVar, get_type_hints
 
 LARGEST = 1e9  # no flag means more, and products of what is larger overflow
 
@@ -32,25 +34,28 @@ def require_divides(flag: str, value: int, whole_flag: str, whole: int) -> None:
         raise BadInput(f"flag {flag} {value} must divide {whole_flag} {whole}")
 
 
-def check_numbers(
-    settings: object,
-    *,
-    positive: Sequence[str] = (),
-    not_negative: Sequence[str] = (),
-    fractions: Sequence[str] = (),
-    below_one: Sequence[str] = (),
-    minutes: Sequence[str] = (),
-) -> None:
-    """Raises BadInput for the first named field of `settings` that is out of its range: above 0, at least 0, within
-    [0, 1], within [0, 1), or long enough to wait for. Not-a-number is out of every range, as are infinities."""
-    ranges: list[tuple[Sequence[str], Callable[[float], bool], str]] = [
-        (positive, lambda value: 0 < value <= LARGEST, f"must be greater than 0, and at most {LARGEST:g}"),
-        (not_negative, lambda value: 0 <= value < math.inf, "must not be negative, and finite"),
-        (fractions, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
-        (below_one, lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
-        (minutes, lambda value: 0.1 <= value <= LARGEST, f"must be at least 0.1, and at most {LARGEST:g}"),
-    ]
-    for names, holds, rule in ranges:
-        for name in names:
-            value = vars(settings)[name]
-            require(holds(value), f"--{name}", value, rule)
+@dataclass(frozen=True)
+class Range:
+    """What a flag's number must be; the annotation of a field of Args. Not-a-number and infinities are in no range."""
+
+    holds: Callable[[float], bool]
+    rule: str
+
+
+T = TypeVar("T", int, float)
+Positive = Annotated[T, Range(lambda value: 0 < value <= LARGEST, f"must be greater than 0, and at most {LARGEST:g}")]
+NotNegative = Annotated[T, Range(lambda value: 0 <= value < math.inf, "must not be negative, and finite")]
+Several = Annotated[T, Range(lambda value: 2 <= value <= LARGEST, f"must be at least 2, and at most {LARGEST:g}")]
+Minutes = Annotated[T, Range(lambda value: 0.1 <= value <= LARGEST, f"must be at least 0.1, and at most {LARGEST:g}")]
+Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "must lie between 0 and 1")]
+Share = Annotated[float, Range(lambda value: 0 < value <= 1, "must be greater than 0, and at most 1")]
+BelowOne = Annotated[float, Range(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")]
+
+
+def check_ranges(flags: object) -> None:
+    """Raises BadInput for the first field of the dataclass `flags` that is out of the range of its type."""
+    for name, hint in get_type_hints(type(flags), include_extras=True).items():
+        for its_range in getattr(hint, "__metadata__", ()):
+            if isinstance(its_range, Range):
+                value = getattr(flags, name)
+                require(its_range.holds(value), f"--{name}", value, its_range.rule)

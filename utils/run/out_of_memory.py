@@ -26,7 +26,7 @@ PHASES = {  # function of ours on the way to the error, the first counts -> what
     "Actor.__init__": ("setting up the actor", WEIGHTS),
     "load": ("loading a checkpoint", WEIGHTS),
     "build_engine": ("setting up the engine", GENERATION),
-    "dry_run": ("the dry run of the largest micro-batch", UPDATE),
+    "probe_memory": ("the probe of the largest micro-batch", UPDATE),
     "evaluate": ("evaluation", GENERATION),
     "generate": ("the rollout", GENERATION),
     "sync": ("handing the weights to the engine", WEIGHTS),

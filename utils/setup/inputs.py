@@ -15,7 +15,7 @@ from transformers.utils import PushToHubMixin
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine, load_generation_config
 from utils.data import load_problems
-from utils.prompts import start_ids
+from utils.prompts import PromptBuilder
 from utils.run.errors import BadInput, require
 from utils.run.tracking import check_tracker
 from utils.setup.memory import SHAPES, Shape, shape_of
@@ -24,19 +24,22 @@ from utils.types import Problem
 
 @dataclass(frozen=True)
 class Inputs:
-    """Checked inputs of a run. `tokenizer` is None only under --check, for a model that cannot be reached from here;
+    """Checked inputs of a run. `prompts` is None only under --check, for a model that cannot be reached from here;
     `shape` is None for such a model where nothing is known about it, and for one of another family. `engine` is what
-    --engine stands for here, `engine_reason` why; `bos` is the flag; `left_out` counts for each split the problems that
+    --engine stands for here, `engine_reason` why; `left_out` counts for each split the problems that
     --skip_long_prompts left out."""
 
-    tokenizer: PreTrainedTokenizerBase | None
+    prompts: PromptBuilder | None
     problems: list[Problem]
     test_problems: list[Problem]
     shape: Shape | None
     engine: EngineName
     engine_reason: str
-    bos: bool
     left_out: dict[str, int]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return self.prompts and self.prompts.tokenizer
 
     @property
     def notes(self) -> str:
@@ -92,12 +95,12 @@ def load_inputs(
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
                 f"is more than the {len(loaded['test'])} test problems of --data {data}")
         loaded["test"] = loaded["test"][: eval_problems or None]
-    left_out = {}
+    prompts, left_out = None, {}
     if tokenizer is not None:
+        prompts = PromptBuilder(tokenizer, max_prompt_length, bos)
         for split, problems in loaded.items():
-            loaded[split], left_out[split] = check_prompt_lengths(problems, tokenizer, max_prompt_length, bos, split,
-                                                                  skip_long_prompts)
-    return Inputs(tokenizer, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, bos, left_out)
+            loaded[split], left_out[split] = check_prompt_lengths(problems, prompts, split, skip_long_prompts)
+    return Inputs(prompts, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, left_out)
 
 
 def load_tokenizer(model: str, may_be_unreachable: bool = False) -> PreTrainedTokenizerBase | None:
@@ -190,7 +193,7 @@ def stop_asking_a_silent_hub() -> None:
 
 
 def check_demonstration_lengths(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_length: int, bos: bool
+    problems: list[Problem], prompts: PromptBuilder, max_length: int
 ) -> tuple[list[Problem], int]:
     """The problems whose prompt and demonstration fit into `max_length` tokens, and how many do not: a demonstration
     is never cut, since it would lose its answer and its end.
@@ -198,9 +201,9 @@ def check_demonstration_lengths(
     Raises:
         BadInput: none fits.
     """
-    parts = [tokenizer(texts, add_special_tokens=False)["input_ids"]
+    parts = [prompts.tokenizer(texts, add_special_tokens=False)["input_ids"]
              for texts in ([p.prompt for p in problems], [p.demonstration for p in problems])]
-    added = len(start_ids(tokenizer, bos)) + 1  # an end-of-sequence token
+    added = len(prompts.start_ids) + 1  # an end-of-sequence token
     lengths = [added + len(prompt) + len(demonstration) for prompt, demonstration in zip(*parts, strict=True)]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
     if not fitting:
@@ -209,24 +212,22 @@ def check_demonstration_lengths(
 
 
 def check_prompt_lengths(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, bos: bool, split: str,
-    skip: bool,
-) -> tuple[list[Problem], int]:  # fmt: skip
-    """The problems whose prompt fits into `max_prompt_length` tokens, and how many do not.
+    problems: list[Problem], prompts: PromptBuilder, split: str, skip: bool
+) -> tuple[list[Problem], int]:
+    """The problems whose prompt fits into `prompts.max_length` tokens, and how many do not.
 
     Raises:
         BadInput: one does not fit and `skip` is not set, or none is left.
     """
-    texts = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    added = len(start_ids(tokenizer, bos))
-    lengths = [added + len(ids) for ids in texts]
-    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
+    texts = prompts.tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    lengths = [len(prompts.start_ids) + len(ids) for ids in texts]
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= prompts.max_length]
     num_long = len(problems) - len(fitting)
     if num_long and not skip:
         raise BadInput(
-            f"flag --max_prompt_length {max_prompt_length}: {num_long} of {len(problems)} {split} prompts are longer "
+            f"flag --max_prompt_length {prompts.max_length}: {num_long} of {len(problems)} {split} prompts are longer "
             f"(the longest has {max(lengths)} tokens); raise it, or leave them out with --skip_long_prompts"
         )
     if not fitting:
-        raise BadInput(f"flag --max_prompt_length {max_prompt_length}: no {split} prompt is as short as that")
+        raise BadInput(f"flag --max_prompt_length {prompts.max_length}: no {split} prompt is as short as that")
     return fitting, num_long

@@ -1,88 +1,228 @@
-"""What a run will do and need, before a model loads: batch sizes checked, memory estimated, the plan in words."""
+"""What a run will do, checked before a model loads: data, batch sizes, memory and checkpoint; and the plan in words."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from utils.actor import resolve_dtype
+from utils import checkpoint
+from utils.actor import Actor, resolve_dtype
 from utils.data import fingerprint
-from utils.prompts import printable_prompt
+from utils.prompts import PromptBuilder
 from utils.run import distributed
-from utils.run.errors import require, require_divides
-from utils.setup.inputs import Inputs
+from utils.run.errors import check_ranges, require, require_divides
+from utils.run.logger import Logger
+from utils.run.output_dir import check_output_dir
+from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
 from utils.setup.memory import Generation, Run, evaluation_facts, memory_facts
+from utils.types import LongestGroup, Problem, Sampling
 
 
-def check_batch(
-    *, prompts_per_step: int, mini_batch_prompts: int, longest_group: int, longest_group_is: str,
-    max_tokens_per_micro_batch: int, num_problems: int,
-) -> None:  # fmt: skip
-    """Raises BadInput where a step cannot be divided into mini-batches, ranks and micro-batches.
+class Flags(Protocol):
+    """The flags that a plan reads, which every training script has."""
 
-    `longest_group` is the number of tokens that a prompt and all that is trained on it can have; `longest_group_is`
-    says in flags how it comes about.
+    model: str
+    data: str
+    output_dir: str
+    total_steps: int
+    eval_problems: int
+    resume: bool
+    resume_step: int
+    allow_changes: bool
+    overwrite: bool
+    check: bool
+    prompts_per_step: int
+    mini_batch_prompts: int
+    max_prompt_length: int
+    max_response_length: int
+    skip_long_prompts: bool
+    bos: bool
+    max_tokens_per_micro_batch: int
+    zero_stage: int
+    offload: bool
+    gradient_checkpointing: bool
+    dtype: str
+    engine: str
+    kv_cache_gb: float
+    engine_memory_fraction: float
+    sleep_level: int
+    tp_size: int
+    tracker: str
+    probe_memory: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run. `problems` are those of training, `run` what a resumed run must have in common with it, `start`
+    the updates that are done, `changes` what differs from the checkpoint by --allow_changes."""
+
+    flags: Flags
+    longest: LongestGroup
+    inputs: Inputs
+    problems: list[Problem]
+    has_reference: bool
+    run: Mapping[str, Any]
+    start: int
+    changes: Sequence[str]
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        return self.inputs.prompts
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.inputs.tokenizer
+
+    @property
+    def test_problems(self) -> list[Problem]:
+        return self.inputs.test_problems
+
+    @property
+    def engine(self) -> str:
+        return self.inputs.engine
+
+    @property
+    def num_updates(self) -> int:
+        """Of the optimiser, in a step."""
+        return self.flags.prompts_per_step // self.flags.mini_batch_prompts
+
+    @property
+    def greedy(self) -> Sampling:
+        """How an evaluation samples."""
+        return Sampling(1, self.flags.max_response_length, temperature=0.0)
+
+    def steps(self) -> range:
+        """Updates done so far, at each turn of the loop; the last turn only evaluates and saves."""
+        return range(self.start, self.flags.total_steps + 1)
+
+    def restore(self, actor: Actor) -> None:
+        """--overwrite clears the output folder, --resume loads the checkpoint."""
+        if self.flags.overwrite:
+            checkpoint.clear(self.flags.output_dir)
+        if self.flags.resume:
+            checkpoint.load(self.flags.output_dir, self.start, actor)
+
+    def open_logger(self) -> Logger:
+        """The run's logger, which has told what the run begins with."""
+        logger = Logger(self.flags.output_dir, self.flags, distributed.is_main(), self.flags.total_steps,
+                        self.start if self.flags.resume else None)
+        num_long = len(self.inputs.problems) - len(self.problems)
+        if num_long:
+            logger.print(f"{num_long} demonstrations are longer than --max_length {self.longest.prefix} and left out")
+        logger.print(self.inputs.notes)
+        if self.changes:
+            logger.print("resumed with --allow_changes: " + "; ".join(self.changes))
+        return logger
+
+    def print(self, title: str) -> None:
+        """For --check: the plan in words, from the first process."""
+        flags, group_size = self.flags, self.longest.responses
+        if group_size:
+            per_step = {
+                "steps": flags.total_steps,
+                "rollouts per step": f"{flags.prompts_per_step} prompts x {group_size} responses = "
+                                     f"{flags.prompts_per_step * group_size}",
+                "updates per step": f"{self.num_updates}, of {flags.mini_batch_prompts * group_size} rollouts each",
+            }
+        else:
+            epochs = flags.total_steps * flags.prompts_per_step / len(self.problems)
+            per_step = {
+                "steps": f"{flags.total_steps}, {epochs:.2f} epochs",
+                "demonstrations per step": flags.prompts_per_step,
+                "left out as longer than --max_length": len(self.inputs.problems) - len(self.problems),
+                "updates per step": f"{self.num_updates}, of {flags.mini_batch_prompts} demonstrations each",
+            }
+        per_micro_batch = f"at most {flags.max_tokens_per_micro_batch} on each process"
+        print_plan(title, self.inputs, per_step | {"tokens per micro-batch": per_micro_batch} | self._memory_facts())
+
+    def _memory_facts(self) -> dict[str, str]:
+        flags = self.flags
+        of_vllm = {"  vLLM": f"{flags.engine_memory_fraction:.0%} of each GPU, instead of the replica and of what "
+                             "generating takes here"} if self.engine == "vllm" else {}
+        names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
+                 "max_tokens_per_micro_batch", "max_prompt_length", "max_response_length", "kv_cache_gb")
+        return memory_facts(self.inputs.shape, Run(
+            weight_bytes=weight_bytes(flags.dtype), processes=distributed.world_size(),
+            has_reference=self.has_reference, group_size=self.longest.responses, row_length=self.longest.row_length,
+            rows_per_prompt=self.longest.rows, test_problems=len(self.test_problems),
+            **{name: getattr(flags, name) for name in names},
+        )) | of_vllm
+
+
+def make_plan(
+    flags: Flags, longest: LongestGroup, *, needs: Sequence[str] = (), temperature: float = 1.0,
+    has_reference: bool = False,
+) -> Plan:  # fmt: skip
+    """Check all that can be wrong before a model loads. `needs` names what every training problem must have, "hint" or
+    "answer"; `temperature` is that of sampling.
+
+    Raises:
+        BadInput: the flag, its value and the rule.
     """
-    require(prompts_per_step <= num_problems, "--prompts_per_step", prompts_per_step,
+    check_ranges(flags)
+    require(flags.engine_memory_fraction > 0, "--engine_memory_fraction", flags.engine_memory_fraction,
+            "must be greater than 0")
+    inputs = load_inputs(
+        model=flags.model, data=flags.data, splits=("train", "test"), max_prompt_length=flags.max_prompt_length,
+        max_response_length=flags.max_response_length, eval_problems=flags.eval_problems,
+        skip_long_prompts=flags.skip_long_prompts, bos=flags.bos, may_be_unreachable=flags.check, engine=flags.engine,
+        tp_size=flags.tp_size, sleep_level=flags.sleep_level, temperature=temperature, needs=tuple(needs),
+        tracker=flags.tracker, max_length=0 if longest.responses else longest.prefix,
+    )  # fmt: skip
+    problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
+    if not longest.responses:
+        longest_is = "--max_length"
+        if inputs.prompts is not None:
+            problems, _ = check_demonstration_lengths(problems, inputs.prompts, longest.prefix)
+    check_batch(flags, longest, longest_is, len(problems))
+    check_output_dir(flags.output_dir, flags.resume, flags.overwrite)
+    run = checkpoint.describe_run(vars(flags), inputs.problems, inputs.test_problems)
+    start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
+                                     flags.allow_changes)
+    return Plan(flags, longest, inputs, problems, has_reference, run, start, changes)
+
+
+def check_batch(flags: Flags, longest: LongestGroup, longest_is: str, num_problems: int) -> None:
+    """Raises BadInput where a step cannot be divided into mini-batches, ranks and micro-batches. `longest_is` says in
+    flags how the tokens of the longest group come about."""
+    require(flags.prompts_per_step <= num_problems, "--prompts_per_step", flags.prompts_per_step,
             f"is more than the {num_problems} training problems")
-    require_divides("--mini_batch_prompts", mini_batch_prompts, "--prompts_per_step", prompts_per_step)
-    require(mini_batch_prompts % distributed.world_size() == 0, "--mini_batch_prompts", mini_batch_prompts,
+    require_divides("--mini_batch_prompts", flags.mini_batch_prompts, "--prompts_per_step", flags.prompts_per_step)
+    require(flags.mini_batch_prompts % distributed.world_size() == 0, "--mini_batch_prompts", flags.mini_batch_prompts,
             f"must be a multiple of the number of processes, {distributed.world_size()}")
-    require(max_tokens_per_micro_batch >= longest_group, "--max_tokens_per_micro_batch", max_tokens_per_micro_batch,
-            f"must hold {longest_group_is} = {longest_group} tokens")
+    require(flags.max_tokens_per_micro_batch >= longest.tokens, "--max_tokens_per_micro_batch",
+            flags.max_tokens_per_micro_batch, f"must hold {longest_is} = {longest.tokens} tokens")
 
 
-def longest_rows(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of the longest row that training packs with these flags, and how many such rows a prompt makes."""
-    if "group_size" not in settings:  # demonstrations
-        return settings["max_length"], 1
-    shared = settings["group_size"] if settings["share_prefix"] else 1  # responses in a row
-    row_length = settings["max_prompt_length"] + shared * settings["max_response_length"]
-    return row_length, settings["group_size"] // shared
+def weight_bytes(dtype: str) -> int:
+    """Bytes of a weight under --dtype on this machine."""
+    return resolve_dtype(dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")).itemsize
 
 
-def memory_plan(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a run with these flags needs on each process, for `print_plan`. Without group_size nothing is sampled in
-    training, which then packs demonstrations of at most max_length tokens; without zero_stage nothing is trained."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weight_bytes = resolve_dtype(settings["dtype"], device).itemsize
+def evaluation_memory(inputs: Inputs, num_samples: int, dtype: str, **lengths: Any) -> dict[str, str]:
+    """What an evaluation needs on each process, for `print_plan`; `lengths` are those of memory.Generation."""
     tests = -(-len(inputs.test_problems) // distributed.world_size())
-    lengths = {name: settings[name] for name in ("max_prompt_length", "max_response_length", "kv_cache_gb")}
-    if "zero_stage" not in settings:
-        return evaluation_facts(inputs.shape, Generation(weight_bytes=weight_bytes, **lengths), tests,
-                                settings["num_samples"] or 1)
-    row_length, rows_per_prompt = longest_rows(settings)
-    of_vllm = {"  vLLM": f"{settings['engine_memory_fraction']:.0%} of each GPU, instead of the replica and of what "
-                         "generating takes here"} if inputs.engine == "vllm" else {}
-    names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
-             "max_tokens_per_micro_batch")
-    return memory_facts(inputs.shape, Run(
-        weight_bytes=weight_bytes, processes=distributed.world_size(), has_reference=settings.get("kl_coef", 0) > 0,
-        group_size=settings.get("group_size", 0), row_length=row_length, rows_per_prompt=rows_per_prompt,
-        test_problems=len(inputs.test_problems),
-        **lengths, **{name: settings[name] for name in names},
-    )) | of_vllm
+    return evaluation_facts(inputs.shape, Generation(weight_bytes=weight_bytes(dtype), **lengths), tests, num_samples)
 
 
-def print_plan(title: str, inputs: Inputs, facts: dict[str, object]) -> None:
+def print_plan(title: str, inputs: Inputs, facts: Mapping[str, object]) -> None:
     """For --check, from the first process: `facts`, the data, and the first prompt exactly as the model will get it."""
     if not distributed.is_main():
         return
     first = (inputs.problems or inputs.test_problems)[0]
     prompt, num_tokens = repr(first.prompt), "not known, the tokenizer of --model cannot be reached from this machine"
-    if inputs.tokenizer is not None:
-        prompt, num_tokens = printable_prompt(first, inputs.tokenizer, inputs.bos)
-    facts = facts | {
-        "engine": f"{inputs.engine} ({inputs.engine_reason})",
-        "processes": distributed.world_size(),
-        **{name: f"{len(problems)} (fingerprint {fingerprint(problems)}"
-                 f"{f'; {count} left out: longer than --max_prompt_length' if count else ''})"
-           for name, problems, count in (("training problems", inputs.problems, inputs.left_out.get("train", 0)),
-                                         ("test problems", inputs.test_problems, inputs.left_out.get("test", 0)))},
-        "first prompt": prompt,
-        "first solution": repr(list(first.solution)),
-        "first prompt, tokens": num_tokens,
-    }
-    width = max(map(len, facts))
-    print(f"{title}: all checks passed. The plan:", *(f"  {name:<{width}}  {fact}" for name, fact in facts.items()),
+    if inputs.prompts is not None:
+        prompt, num_tokens = inputs.prompts.printable(first)
+    lines = dict(facts) | {"engine": f"{inputs.engine} ({inputs.engine_reason})",
+                           "processes": distributed.world_size()}
+    for name, split, problems in (("training problems", "train", inputs.problems),
+                                  ("test problems", "test", inputs.test_problems)):
+        count = inputs.left_out.get(split, 0)
+        left_out = f"; {count} left out: longer than --max_prompt_length" if count else ""
+        lines[name] = f"{len(problems)} (fingerprint {fingerprint(problems)}{left_out})"
+    lines |= {"first prompt": prompt, "first solution": repr(list(first.solution)), "first prompt, tokens": num_tokens}
+    width = max(map(len, lines))
+    print(f"{title}: all checks passed. The plan:", *(f"  {name:<{width}}  {fact}" for name, fact in lines.items()),
           sep="\n", flush=True)
