@@ -30,9 +30,9 @@ import tyro
 
 from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
-from utils.actor import resolve_dtype
 from utils.data import load_problems
 from utils.inspection import DIM, GREEN, YELLOW, Piece, paint, pieces
+from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder, decode, encode, solution_slices
 from utils.rollouts import score_rollouts
 from utils.run import distributed, processes

@@ -12,14 +12,13 @@ deepspeed  inference/deepspeed_engine.py: DeepSpeed's own rollout, transformers'
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from inference.decoder import check_supported
+from utils.pretrained import load_generation_config
 from utils.run import distributed
 from utils.run.errors import BadInput, require
 from utils.types import Engine
@@ -29,26 +28,6 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | list[int] 
     """All ids that end a response: the tokenizer's and those that the model's generation config declares."""
     declared = [generation_eos] if isinstance(generation_eos, int) else generation_eos or []
     return frozenset([tokenizer.eos_token_id, *declared])
-
-
-def load_generation_config(model: str) -> GenerationConfig:
-    """Of a folder or Hugging Face name: its own, or what its config implies. Where it has values of sampling without
-    do_sample, as older models do, it gets that too: transformers saves no config that contradicts itself.
-
-    Raises:
-        BadInput: the file is there and cannot be read.
-    """
-    config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
-    file = Path(model) / GENERATION_CONFIG_NAME
-    try:
-        config = GenerationConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:  # OSError is transformers' word for missing and damaged alike
-        require(not file.exists(), "--model", model, f"{file} cannot be read ({' '.join(str(error).split())})")
-    try:
-        config.validate(strict=True)
-    except ValueError:
-        config.do_sample = True
-    return config
 
 
 # ----- which engine -----

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from inference.cuda_graph import Captured
 from inference.decoder import Decoder, check_supported
-from inference.kv_cache import COMPACT_BELOW, DecodeState, batches, cache_elements_of
+from inference.kv_cache import COMPACT_BELOW, DecodeState, cache_elements_of, decode_batches
 from inference.sampling import pick, sampling_uniforms
 from utils.cpu_linear import use_onednn
 from utils.run import watchdog
@@ -89,7 +89,7 @@ class TorchEngine:
         groups: list[list[Rollout]] = [[] for _ in prompts]
         ends = frozenset(self.eos_ids.tolist())
         prompt_lengths = [len(prompt.prompt_ids) + len(prompt.hint_ids) for prompt in prompts]
-        for batch, samples in batches(prompt_lengths, sampling.group_size, limit, self.kv_cache_tokens):
+        for batch, samples in decode_batches(prompt_lengths, sampling.group_size, limit, self.kv_cache_tokens):
             chosen = [prompts[i] for i in batch]
             noise = None
             if sampling.temperature > 0:  # (P * G, tokens)

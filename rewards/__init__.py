@@ -1,7 +1,7 @@
 """Verifiers: model text in, reward out. Nothing in this package executes model text.
 
 A new task is one file with `verify(completion, ground_truth) -> Score` and one line in `VERIFIERS`. It may return a
-Comparison instead, which the processes of pool.py then judge, with a limit on their time.
+Comparison instead, which the processes of pool.py then make, with a limit on their time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,18 +34,21 @@ def score(data_source: str, completion: str, ground_truth: Mapping[str, Any]) ->
     return score_all([(data_source, completion, ground_truth)])[0]
 
 
-def score_all(items: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Score]:
+def score_all(
+    items: Sequence[tuple[str, str, Mapping[str, Any]]], on_progress: Callable[[], None] = lambda: None
+) -> list[Score]:
     """The Scores of (data_source, completion, ground_truth) items, in order; all workers share the comparisons.
 
-    It may be called from any thread. ValueError: as for `score`, before any worker is asked.
+    It may be called from any thread; `on_progress` is called before each comparison. ValueError: as for
+    `score`, before any worker is asked.
     """
-    verdicts = [judge(*item) for item in items]
+    verdicts = [verify(*item) for item in items]
     comparisons = [verdict for verdict in verdicts if isinstance(verdict, pool.Comparison)]
-    compared = iter(pool.judge_all(comparisons))
+    compared = iter(pool.compare_all(comparisons, on_progress))
     return [next(compared) if isinstance(verdict, pool.Comparison) else verdict for verdict in verdicts]
 
 
-def judge(data_source: str, completion: str, ground_truth: Mapping[str, Any]) -> Score | pool.Comparison:
+def verify(data_source: str, completion: str, ground_truth: Mapping[str, Any]) -> Score | pool.Comparison:
     if data_source not in VERIFIERS:
         raise ValueError(f"data_source {data_source!r} has no verifier; known: {', '.join(VERIFIERS)}")
     return VERIFIERS[data_source](completion, ground_truth)

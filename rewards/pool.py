@@ -17,13 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT, Score
-from utils.run import watchdog
 
 TIMEOUT = Score(0.0, False, "timeout")
 CRASHED = Score(0.0, False, "verifier crashed")
@@ -61,7 +61,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
         self.num_comparisons = 0
 
-    def judge(self, comparison: Comparison) -> Score:
+    def compare(self, comparison: Comparison) -> Score:
         """RuntimeError: no worker can be started (it says why on stderr)."""
         if self.process is None or self.process.poll() is not None or self.num_comparisons == MAX_COMPARISONS:
             self.stop()
@@ -119,28 +119,31 @@ class Pool:
     """`num_workers` workers, shared by all threads."""
 
     def __init__(self, num_workers: int, time_limit: float = TIME_LIMIT, command: Sequence[str] = COMMAND) -> None:
-        assert num_workers > 0, "a pool needs at least 1 worker, or `judge` waits for ever"
+        assert num_workers > 0, "a pool needs at least 1 worker, or `compare` waits for ever"
         self.workers = [Worker(command, time_limit) for _ in range(num_workers)]
         self.idle: queue.LifoQueue[Worker] = queue.LifoQueue()  # the one used last is the one that has started
         for worker in self.workers:
             self.idle.put(worker)
 
-    def judge(self, comparison: Comparison) -> Score:
+    def compare(self, comparison: Comparison, on_progress: Callable[[], None] = lambda: None) -> Score:
         worker = self.idle.get()
-        watchdog.progress()
+        on_progress()
         try:
-            return worker.judge(comparison)
+            return worker.compare(comparison)
         finally:
             self.idle.put(worker)
 
-    def judge_all(self, comparisons: Sequence[Comparison]) -> list[Score]:
+    def compare_all(
+        self, comparisons: Sequence[Comparison], on_progress: Callable[[], None] = lambda: None
+    ) -> list[Score]:
         """The Scores in order; equal comparisons are made once. RuntimeError: no worker can be started."""
         different = list(dict.fromkeys(comparisons))
+        compare = partial(self.compare, on_progress=on_progress)
         if len(different) < 2:
-            scores = map(self.judge, different)
+            scores = map(compare, different)
         else:
             with ThreadPoolExecutor(min(len(self.workers), len(different))) as threads:
-                scores = threads.map(self.judge, different)
+                scores = threads.map(compare, different)
         score_of = dict(zip(different, scores, strict=True))
         return [score_of[comparison] for comparison in comparisons]
 
@@ -163,8 +166,11 @@ def num_workers() -> int:
     return int(text)
 
 
-def judge_all(comparisons: Sequence[Comparison]) -> list[Score]:
-    """The Scores of `comparisons`, in order, by the workers of this process; from any thread. ValueError: as for
+def compare_all(
+    comparisons: Sequence[Comparison], on_progress: Callable[[], None] = lambda: None
+) -> list[Score]:
+    """The Scores of `comparisons`, in order, by the workers of this process; from any thread. `on_progress` is called
+    before each. ValueError: as for
     `num_workers`, when the first is needed."""
     global shared
     if not comparisons:
@@ -173,7 +179,7 @@ def judge_all(comparisons: Sequence[Comparison]) -> list[Score]:
         if shared is None:
             shared = Pool(num_workers())
         pool = shared
-    return pool.judge_all(comparisons)
+    return pool.compare_all(comparisons, on_progress)
 
 
 def close_shared() -> None:

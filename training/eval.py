@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import load_engine
-from utils.actor import resolve_dtype
 from utils.evaluation import by_data_source, evaluate, tokenizer_mismatch
+from utils.pretrained import resolve_dtype
 from utils.report.results import results_of, results_table
 from utils.run import distributed, processes
 from utils.run.cli import run_script

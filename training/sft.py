@@ -18,14 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference.hybrid_engine import build_engine
 from utils import checkpoint
-from utils.actor import Actor, load_model, resolve_dtype
+from utils.actor import Actor
 from utils.data import problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.guards import GUARD_PROMPTS, UpdateGuard, engine_mismatch
 from utils.inspection import describe_group
 from utils.losses import masked_mean
-from utils.metrics import LossMeans, Stopwatch, count_tokens
+from utils.metrics import LossSums, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches
+from utils.pretrained import load_model, resolve_dtype
 from utils.report.curves import close_run
 from utils.run import distributed, processes
 from utils.run.cli import run_script
@@ -163,7 +164,7 @@ def main(args: Args) -> None:
             logger.print(describe_group(mini_batches[0][0], plan.tokenizer))
 
         # 5. update
-        losses = LossMeans()
+        losses = LossSums()
         for mini_batch in mini_batches:
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
             for number, micro_batch in enumerate(mini_batch, start=1):

@@ -21,14 +21,15 @@ import torch
 
 from inference.hybrid_engine import build_engine
 from utils import checkpoint
-from utils.actor import Actor, load_model, load_reference, resolve_dtype
+from utils.actor import Actor, load_reference
 from utils.data import problems_of_step
 from utils.evaluation import evaluate, summary
 from utils.guards import UpdateGuard, engine_mismatch
 from utils.inspection import describe_group
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
-from utils.metrics import LossMeans, Stopwatch, count_tokens
+from utils.metrics import LossSums, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches, with_logprobs
+from utils.pretrained import load_model, resolve_dtype
 from utils.prompts import solution_slices
 from utils.report.curves import close_run
 from utils.rollouts import rollout_metrics, rollout_texts, score_rollouts
@@ -195,7 +196,7 @@ def main(args: Args) -> None:
             logger.print(describe_group(mini_batches[0][0], plan.tokenizer))
 
         # 5. update
-        losses = LossMeans()
+        losses = LossSums()
         for mini_batch in mini_batches:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])

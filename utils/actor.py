@@ -13,12 +13,10 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from inference.hybrid_engine import load_generation_config
 from utils.attention import make_layout
-from utils.cpu_linear import use_onednn
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy
 from utils.run import distributed, watchdog
@@ -27,20 +25,6 @@ from utils.types import MicroBatch
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
 MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 (with a float32 master copy in the optimiser) on a GPU and float32 on a CPU."""
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
-
-
-def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    watchdog.progress()
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
-    loaded.generation_config = load_generation_config(model)
-    return use_onednn(loaded)
 
 
 def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:
@@ -152,7 +136,7 @@ class Scorer:
     def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
         watchdog.progress()
         if self.by_response:
-            visible = make_layout(micro_batch.owners, micro_batch.branches, micro_batch.input_ids.device,
+            visible = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, micro_batch.input_ids.device,
                                   self.policy.model.dtype)
         else:
             visible = micro_batch.attention_mask

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from utils.types import PADDING, PREFIX
 
-NAME = "by_response"  # of `attend`, as an attention implementation of transformers
+NAME = "shared_prefix"  # of `attend`, as an attention implementation of transformers
 BATCHES = 4  # of responses; more follow the lengths more closely, and are smaller
 ALIGNED = 16  # elements: CUDA kernels copy a mask whose rows begin elsewhere
 
@@ -59,11 +59,11 @@ class Layout:
         return [len(self.tokens) - sum(of_batches), *of_batches]
 
 
-def make_layout(owners: Tensor, branches: Tensor, device: torch.device, dtype: torch.dtype) -> Layout:
-    """The layout of rows whose tokens belong to segment `owners` (R, L) of the row and there to `branches` (R, L), the
-    PREFIX or a response (see types.MicroBatch); masks are in `dtype`, that of queries."""
-    rows = np.broadcast_to(np.arange(len(owners))[:, None], owners.shape)
-    marks = np.stack([rows, owners.numpy(), branches.numpy()]).reshape(3, -1)
+def make_layout(segment_ids: Tensor, branch_ids: Tensor, device: torch.device, dtype: torch.dtype) -> Layout:
+    """The layout of rows whose tokens belong to the segments `segment_ids` (R, L) of their row, and there to the prefix
+    or a response, `branch_ids` (R, L) (see types.MicroBatch); masks are in `dtype`, that of queries."""
+    rows = np.broadcast_to(np.arange(len(segment_ids))[:, None], segment_ids.shape)
+    marks = np.stack([rows, segment_ids.numpy(), branch_ids.numpy()]).reshape(3, -1)
     starts = np.flatnonzero(np.append(True, (marks[:, 1:] != marks[:, :-1]).any(axis=0)))  # of runs of equal marks
     lengths, kinds = np.diff(np.append(starts, marks.shape[1])), marks[2, starts]
     prefixes = np.flatnonzero(kinds == PREFIX)
@@ -86,7 +86,7 @@ def make_layout(owners: Tensor, branches: Tensor, device: torch.device, dtype: t
         batches.append(ResponseBatch(torch.from_numpy(parents[runs]).to(device), mask))
     tokens = np.concatenate([slots.ravel() for slots in dealt])
     filled = np.flatnonzero(tokens >= 0)
-    slots = np.zeros(owners.numel(), dtype=np.int64)
+    slots = np.zeros(segment_ids.numel(), dtype=np.int64)
     slots[tokens[filled]] = filled
     empty, padding = np.flatnonzero(tokens < 0), np.flatnonzero(marks[2] == PADDING)
     numbers = (torch.from_numpy(values).to(device) for values in (tokens.clip(min=0), empty, slots, padding))
@@ -114,9 +114,9 @@ class Rearrange(torch.autograd.Function):
         return rows.index_select(0, to)
 
     @staticmethod
-    def backward(ctx, slopes: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         back, lost = ctx.saved_tensors
-        return slopes.index_select(0, back).index_fill_(0, lost, 0), None, None, None
+        return grad_output.index_select(0, back).index_fill_(0, lost, 0), None, None, None
 
 
 def attend(

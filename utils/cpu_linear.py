@@ -38,11 +38,11 @@ def add_product(out: Tensor, states: Tensor, weight: Tensor) -> None:
         some_out += product(some_states, weight)
 
 
-def outer_product(slopes: Tensor, states: Tensor) -> Tensor:
-    """(n, O), (n, I) -> slopes.T @ states, (O, I). oneDNN copies what comes first, so that is the smaller."""
-    if slopes.shape[1] <= states.shape[1]:
-        return product(slopes.T, states.T)
-    return product(states.T, slopes.T).T
+def outer_product(grad_output: Tensor, states: Tensor) -> Tensor:
+    """(n, O), (n, I) -> grad_output.T @ states, (O, I). oneDNN copies what comes first, so that is the smaller."""
+    if grad_output.shape[1] <= states.shape[1]:
+        return product(grad_output.T, states.T)
+    return product(states.T, grad_output.T).T
 
 
 class Product(torch.autograd.Function):
@@ -54,12 +54,12 @@ class Product(torch.autograd.Function):
         return product(states, weight, bias)
 
     @staticmethod
-    def backward(ctx, slopes: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad
-        return (product(slopes, weight.T) if needs_states else None,
-                outer_product(slopes, states) if needs_weight else None,
-                slopes.sum(dim=0) if needs_bias else None)
+        return (product(grad_output, weight.T) if needs_states else None,
+                outer_product(grad_output, states) if needs_weight else None,
+                grad_output.sum(dim=0) if needs_bias else None)
 
 
 class Linear(nn.Linear):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from utils.actor import Scorer
-from utils.metrics import LossMeans
+from utils.metrics import LossSums
 from utils.packing import pack
 from utils.run import distributed
 from utils.run.errors import RunStopped
@@ -30,7 +30,7 @@ class UpdateGuard:
         self.in_a_row = 0
         self.norms: list[float] = []  # of the step's updates, infinite where skipped
 
-    def check(self, step: int, norm: float, losses: LossMeans, mini_batch: list[MicroBatch]) -> None:
+    def check(self, step: int, norm: float, losses: LossSums, mini_batch: list[MicroBatch]) -> None:
         """`norm` is what `Actor.step` returned for `mini_batch`, `losses` those of the step so far. All ranks call
         together.
 

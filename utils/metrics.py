@@ -15,7 +15,7 @@ def count_tokens(masks: Sequence[Tensor]) -> float:
     return distributed.sums({"tokens": float(sum(mask.sum() for mask in masks))})["tokens"]
 
 
-class LossMeans:
+class LossSums:
     """Adds up the parts of the losses of one step without waiting for the device."""
 
     def __init__(self) -> None:

@@ -53,10 +53,10 @@ def pack(
             longest = max(range(len(group)), key=lambda sample: len(group[sample].response_ids))
             segments += [Segment([rollout], [advantage], scores_hint=sample == longest)
                          for sample, (rollout, advantage) in enumerate(zip(group, group_advantages, strict=True))]
-    return [_tensors(rows, device) for rows in _cut(segments, max_tokens)]
+    return [_tensors(rows, device) for rows in first_fit(segments, max_tokens)]
 
 
-def _cut(segments: list[Segment], max_tokens: int) -> Iterator[list[list[Segment]]]:
+def first_fit(segments: list[Segment], max_tokens: int) -> Iterator[list[list[Segment]]]:
     """Longest first, each segment into the first row with room; the first of a micro-batch sets the row length."""
     rows: list[list[Segment]] = []
     used: list[int] = []
@@ -100,17 +100,17 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
     shape = len(rows), max(sum(map(len, row)) for row in rows)
     input_ids = np.zeros(shape, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
-    owners, branches = np.full(shape, PADDING), np.full(shape, PADDING)
+    segment_ids, branch_ids = np.full(shape, PADDING), np.full(shape, PADDING)
     scored = _Scored()
     for r, row in enumerate(rows):
         column = 0
         for number, segment in enumerate(row):
             prompt, prefix_ids = segment.rollouts[0].prompt, segment.prefix_ids
             prefix_end = column + len(prefix_ids)
-            owners[r, column : column + len(segment)] = number
+            segment_ids[r, column : column + len(segment)] = number
             input_ids[r, column:prefix_end] = prefix_ids
             position_ids[r, column:prefix_end] = np.arange(len(prefix_ids))
-            branches[r, column:prefix_end] = PREFIX
+            branch_ids[r, column:prefix_end] = PREFIX
             last_of_prefix = r * shape[1] + prefix_end - 1
             if segment.scores_hint:
                 first = last_of_prefix - len(prompt.hint_ids)
@@ -120,7 +120,7 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
                 end = start + len(rollout.response_ids)
                 input_ids[r, start:end] = rollout.response_ids
                 position_ids[r, start:end] = len(prefix_ids) + np.arange(end - start)
-                branches[r, start:end] = sample + 1
+                branch_ids[r, start:end] = sample + 1
                 within = range(r * shape[1] + start, r * shape[1] + end - 1)
                 predictors = [last_of_prefix, *within][: end - start]  # none for an empty response
                 scored.add(predictors, rollout.response_ids, False, advantage, rollout.logprobs)
@@ -132,7 +132,7 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
 
     hint_mask = tensor(scored.is_hint, torch.bool)
     return MicroBatch(
-        tensor(input_ids), tensor(position_ids), torch.from_numpy(owners), torch.from_numpy(branches),
+        tensor(input_ids), tensor(position_ids), torch.from_numpy(segment_ids), torch.from_numpy(branch_ids),
         tensor(scored.predictors), tensor(scored.targets), ~hint_mask, hint_mask,
         tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
     )  # fmt: skip

@@ -54,7 +54,7 @@ class Logits:
 PLAIN_LOGITS = Logits()
 
 
-class ScoreStates(torch.autograd.Function):
+class FusedLinearLogProbs(torch.autograd.Function):
     """(N, D) states, (V, D) and (V,) or None of the head, (N,) targets -> log-probability of each target, entropy of
     each state: (N,), (N,), in float32 at least.
 
@@ -117,7 +117,7 @@ def chunk_of_logits(
 def score_targets(
     states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
 ) -> Tensor:
-    """The log-probabilities of ScoreStates alone, (N,)."""
+    """The log-probabilities of FusedLinearLogProbs alone, (N,)."""
     size = chunk_size(weight.shape[0], states.device.type == "cpu")
     return torch.cat([
         chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
@@ -140,7 +140,7 @@ class ChunkedHead(nn.Module):
         given = states, self.weight, self.bias, targets, temperature, self.logits
         if not with_entropies:
             return score_targets(*given), None
-        return ScoreStates.apply(*given)
+        return FusedLinearLogProbs.apply(*given)
 
 
 class Policy(nn.Module):

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards import Score, pool, score_all
 from utils.prompts import decode
-from utils.run import distributed
+from utils.run import distributed, watchdog
 from utils.types import Rollout
 
 
@@ -25,7 +25,7 @@ def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTok
         problem = rollout.prompt.problem
         return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
 
-    scores = iter(score_all([item(rollout) for group in groups for rollout in group]))
+    scores = iter(score_all([item(rollout) for group in groups for rollout in group], watchdog.progress))
     return [[next(scores) for _ in group] for group in groups]
 
 

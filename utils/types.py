@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-PREFIX, PADDING = 0, -1  # branches of a token; response j of a group is branch j + 1
+PREFIX, PADDING = 0, -1  # branch_ids of a token; response j of a group is branch j + 1
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class MicroBatch:
 
     Attributes:
         input_ids, position_ids: (R, L).
-        owners, branches: (R, L) the segment of its row that a token belongs to, and PREFIX or which response of it;
-            on the CPU.
+        segment_ids, branch_ids: (R, L) on the CPU: the segment of its row that a token belongs to, and PREFIX or which
+            response of it.
         predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
         response_mask, hint_mask: (N,) bool, never both.
         advantages: (N,) float, 0 on hint tokens.
@@ -75,8 +75,8 @@ class MicroBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    owners: Tensor
-    branches: Tensor
+    segment_ids: Tensor
+    branch_ids: Tensor
     predictors: Tensor
     targets: Tensor
     response_mask: Tensor
@@ -90,10 +90,10 @@ class MicroBatch:
     def attention_mask(self) -> Tensor:
         """(R, 1, L, L) bool: a token sees earlier ones of its segment's prefix and of its own branch. Made anew each
         time: those of a whole step may not fit beside it."""
-        owners, branches = self.owners.to(self.input_ids.device), self.branches.to(self.input_ids.device)
-        same_owner = owners[:, :, None] == owners[:, None, :]
-        in_prefix = branches[:, None, :] == PREFIX
-        return (same_owner & (in_prefix | (branches[:, :, None] == branches[:, None, :]))).tril()[:, None]
+        segment_ids, branch_ids = self.segment_ids.to(self.input_ids.device), self.branch_ids.to(self.input_ids.device)
+        same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+        in_prefix = branch_ids[:, None, :] == PREFIX
+        return (same_segment & (in_prefix | (branch_ids[:, :, None] == branch_ids[:, None, :]))).tril()[:, None]
 
 
 @dataclass(frozen=True)

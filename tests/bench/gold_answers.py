@@ -77,9 +77,9 @@ def time_pool(comparisons: list[Comparison], num_workers: int) -> None:
     pool = Pool(num_workers)
     try:
         with ThreadPoolExecutor(num_workers) as threads:
-            list(threads.map(Worker.judge, pool.workers, comparisons))
+            list(threads.map(Worker.compare, pool.workers, comparisons))
             start = time.perf_counter()
-            scores = list(threads.map(pool.judge, comparisons))
+            scores = list(threads.map(pool.compare, comparisons))
             seconds = time.perf_counter() - start
     finally:
         pool.close()

@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.hybrid_engine import load_engine
 from tests.bench.workload import make_model, make_problems
-from utils.actor import resolve_dtype
 from utils.data import load_problems
+from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
 from utils.run import processes
 from utils.types import Sampling

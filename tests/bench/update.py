@@ -37,10 +37,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from tests.bench.workload import make_model
-from utils.actor import Scorer, load_model, resolve_dtype
+from utils.actor import Scorer
 from utils.cpu_linear import product
 from utils.packing import pack
 from utils.policy import Policy
+from utils.pretrained import load_model, resolve_dtype
 from utils.types import Problem, Prompt, Rollout
 
 

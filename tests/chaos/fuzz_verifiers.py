@@ -24,7 +24,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from rewards import Score, judge, pool
+from rewards import Score, pool, verify
 from rewards.pool import START_LIMIT, TIME_LIMIT, Comparison, Pool
 from tests.chaos import checkers
 from tests.chaos.strings import LABELLED, Gold, golds, mutate, wrap
@@ -106,7 +106,7 @@ def fuzz(originals: list[Gold], count: int, rng: random.Random, args: Args, work
         tally.num_strings += 1
         start = time.thread_time()
         try:
-            verdict = judge(*gold._replace(completion=completion))
+            verdict = verify(*gold._replace(completion=completion))
         except Exception as error:  # what this program is for
             tally.exceptions += 1
             tally.note("exception", gold, completion, repr(error))
@@ -126,7 +126,7 @@ def fuzz(originals: list[Gold], count: int, rng: random.Random, args: Args, work
 
     def timed(comparison: Comparison) -> tuple[Score, float]:
         start = time.perf_counter()
-        return workers.judge(comparison), time.perf_counter() - start
+        return workers.compare(comparison), time.perf_counter() - start
 
     with ThreadPoolExecutor(args.workers) as threads:
         for (gold, completion, comparison), (score, seconds) in zip(
@@ -156,8 +156,8 @@ def check_labels(workers: Pool) -> list[str]:
     """The LABELLED answers that are not judged as their label says."""
     wrong = []
     for answer, target, is_right in LABELLED:
-        verdict = judge("math500", wrap(answer), {"target": target})
-        score = workers.judge(verdict) if isinstance(verdict, Comparison) else verdict
+        verdict = verify("math500", wrap(answer), {"target": target})
+        score = workers.compare(verdict) if isinstance(verdict, Comparison) else verdict
         if (score.reward == 1.0) != is_right:
             wrong.append(f"{answer} for {target}: {score}")
     return wrong

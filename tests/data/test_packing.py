@@ -325,7 +325,7 @@ def test_the_gradient_without_old_logprobs_is_that_of_the_policy_gradient(script
     groups = random_groups(SIZES)
     [micro_batch] = pack(groups, random_advantages(groups), 300, CPU)
     leaf = torch.randn(2, len(micro_batch.targets), generator=torch.Generator().manual_seed(0), requires_grad=True)
-    losses = losses_of_script(script, micro_batch, lambda _: (leaf[0], leaf[1]), None, num_updates=1,
+    losses = losses_of_script(script, micro_batch, lambda _: (leaf[0], leaf[1]), None,
                               num_response_tokens=10, num_hint_tokens=10, **FLAGS)
     [gradient] = torch.autograd.grad(losses["pg_loss"], leaf)
     torch.testing.assert_close(gradient[0], -micro_batch.advantages / 10, **CLOSE)

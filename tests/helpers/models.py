@@ -1,6 +1,7 @@
 """Random tiny models, rollouts and the lines of a script that compute its loss; nothing is read from disk."""
 
 import inspect
+import math
 import textwrap
 from collections.abc import Sequence
 from copy import deepcopy
@@ -131,7 +132,7 @@ group_sizes = st.lists(  # for random_groups
 
 
 def losses_of_script(
-    script: ModuleType, micro_batch, actor: Scorer, reference: Scorer | None = None, num_updates: int = 2,
+    script: ModuleType, micro_batch, actor: Scorer, reference: Scorer | None = None, max_ratio: float = math.inf,
     num_response_tokens: float = 1, num_hint_tokens: float = 1, **flags: float,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What training/<script>.py itself computes for a micro-batch: its lines from the forward pass to `loss = ...` are
@@ -140,7 +141,7 @@ def losses_of_script(
     first = next(i for i, line in enumerate(lines) if "= actor(micro_batch)" in line)
     last = next(i for i, line in enumerate(lines) if i > first and line.strip().startswith("loss = "))
     names = vars(script) | {
-        "micro_batch": micro_batch, "actor": actor, "reference": reference, "num_updates": num_updates,
+        "micro_batch": micro_batch, "actor": actor, "reference": reference, "max_ratio": max_ratio,
         "num_response_tokens": num_response_tokens, "num_hint_tokens": num_hint_tokens,
         "args": SimpleNamespace(**flags),
     }  # fmt: skip

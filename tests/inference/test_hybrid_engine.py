@@ -15,7 +15,7 @@ from tests.helpers.models import CPU, random_groups, scorer, tiny_model
 from utils import metrics
 from utils.guards import engine_mismatch
 from utils.losses import clipped_surrogate
-from utils.metrics import LossMeans
+from utils.metrics import LossSums
 from utils.packing import pack
 from utils.run.errors import BadInput, RunStopped
 
@@ -203,7 +203,7 @@ def test_importance_weights_are_truncated_per_token():
 @pytest.mark.float64
 @pytest.mark.numerics
 def test_ratios_are_logged_as_mean_maximum_and_share_over_the_cap():
-    losses = LossMeans()
+    losses = LossSums()
     mask = torch.tensor([True, True, False])
     losses.add_ratios(torch.tensor([1.0, 3.0, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)
     losses.add_ratios(torch.tensor([0.5, 2.5, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 import rewards
-from rewards import VERIFIERS, Score, judge, score, score_all
+from rewards import VERIFIERS, Score, score, score_all, verify
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT, last_answer
 from rewards.pool import Comparison
 from tests.chaos import checkers, fuzz_verifiers
@@ -40,7 +40,7 @@ def test_a_mutated_completion_gets_a_reward_that_the_second_checker_allows_withi
     gold = pick.choice(GOLDS[source])
     completion = mutate(gold, pick)
     start = time.thread_time()
-    verdict = judge(source, completion, gold.ground_truth)
+    verdict = verify(source, completion, gold.ground_truth)
     assert time.thread_time() - start < 0.1
     if isinstance(verdict, Score):
         assert verdict.reward in checkers.allowed(source, completion, gold.ground_truth)
@@ -53,7 +53,7 @@ def test_the_mutations_reach_all_three_rewards(source):
     found = Counter()
     for _ in range(1_000):
         gold = rng.choice(GOLDS[source])
-        verdict = judge(source, mutate(gold, rng), gold.ground_truth)
+        verdict = verify(source, mutate(gold, rng), gold.ground_truth)
         found[verdict.reward if isinstance(verdict, Score) else "compared"] += 1
     assert min(found[reward] for reward in (0.0, 0.1, 1.0)) >= 2
     assert (found["compared"] >= 20) == (source in MATH_SOURCES)
@@ -142,14 +142,14 @@ def test_the_second_checker_is_right_on_hand_worked_answers(source, truth, answe
 @pytest.mark.parametrize("answer", [r"5\text{" + "$" * 985, "$" * 500 + r"\text{" + "$" * 490])
 def test_gaps_made_of_dollar_signs_do_not_cost_their_cube(answer):
     start = time.thread_time()
-    assert judge("math500", wrap(answer), {"target": "5"}) == UNPARSABLE
+    assert verify("math500", wrap(answer), {"target": "5"}) == UNPARSABLE
     assert time.thread_time() - start < 0.1  # seconds; it was 0.4
 
 
 @pytest.mark.parametrize(("opening", "closing"), ["{}", "()", "[]", (r"\{", r"\}"), (r"\sqrt{", "}")])
 def test_brackets_within_each_other_do_not_reach_math_verify(opening, closing):
     def nested(depth: int):
-        return judge("math500", wrap(f"{opening * depth}x+6{closing * depth}"), {"target": "x+5"})
+        return verify("math500", wrap(f"{opening * depth}x+6{closing * depth}"), {"target": "x+5"})
 
     assert isinstance(nested(8), Comparison) and nested(9) == UNPARSABLE  # 20 braces take 5 seconds
 
@@ -157,7 +157,7 @@ def test_brackets_within_each_other_do_not_reach_math_verify(opening, closing):
 @pytest.mark.parametrize("answer", ["5 _ 6", "100 _2", "(5)_6", "[5]_6", r"\sqrt{2}_3"])
 def test_a_subscript_after_a_gap_or_bracket_is_not_overlooked(answer):
     target = answer.partition("_")[0].strip(" ()[]")
-    assert judge("math500", wrap(answer), {"target": target}) == UNPARSABLE
+    assert verify("math500", wrap(answer), {"target": target}) == UNPARSABLE
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ NO_TRUTHS = [  # each was accepted: no answer could be right, or "nan" was
 @pytest.mark.parametrize(("source", "truth"), NO_TRUTHS)
 def test_a_ground_truth_that_no_answer_can_meet_is_an_error(source, truth):
     with pytest.raises(ValueError, match="ground_truth"):
-        judge(source, "", truth)
+        verify(source, "", truth)
 
 
 def test_150_numbers_fit_into_an_answer():

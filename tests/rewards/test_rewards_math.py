@@ -283,7 +283,7 @@ def test_a_malformed_ground_truth_is_an_error_whatever_the_completion(completion
 
 
 def test_an_error_comes_before_any_comparison(monkeypatch):
-    monkeypatch.setattr(pool, "judge_all", None)
+    monkeypatch.setattr(pool, "compare_all", None)
     with pytest.raises(ValueError, match="math ground_truth"):
         score_all([item("x+1", "1+x"), item("1", "")])
 

@@ -68,8 +68,8 @@ def test_a_timeout_and_crashes_leave_the_rest_of_the_batch_alone(stand_in, num_w
     workers = stand_in(num_workers, 2.0)
     answers = ["a", "sleep 600", "b", "exit", "a 1", "kill", "a 2"]
     expected = [CORRECT, TIMEOUT, WRONG_RESULT, CRASHED, CORRECT, CRASHED, CORRECT]
-    assert workers.judge_all([Comparison("a", answer) for answer in answers]) == expected
-    assert workers.judge_all([Comparison("a", "a")] * 3) == [CORRECT] * 3
+    assert workers.compare_all([Comparison("a", answer) for answer in answers]) == expected
+    assert workers.compare_all([Comparison("a", "a")] * 3) == [CORRECT] * 3
 
 
 def test_the_reasons_and_rewards_of_a_timeout_and_a_crash():
@@ -79,9 +79,9 @@ def test_the_reasons_and_rewards_of_a_timeout_and_a_crash():
 
 def test_a_killed_worker_is_gone(stand_in):
     workers = stand_in(1, 1.5)
-    workers.judge(Comparison("a", "a"))
+    workers.compare(Comparison("a", "a"))
     pid = workers.workers[0].process.pid
-    assert workers.judge(Comparison("a", "sleep 600")) == TIMEOUT
+    assert workers.compare(Comparison("a", "sleep 600")) == TIMEOUT
     assert not is_running(pid)
 
 
@@ -89,15 +89,15 @@ def test_neither_the_queue_nor_the_start_counts_as_time(stand_in, monkeypatch):
     monkeypatch.setenv("SECONDS_TO_START", "2.2")
     workers = stand_in(1, 2.0)
     answers = [f"sleep 0.45 {i}" for i in range(5)]  # 2.25 seconds in all
-    assert workers.judge_all([Comparison("sleep", answer) for answer in answers]) == [CORRECT] * 5
+    assert workers.compare_all([Comparison("sleep", answer) for answer in answers]) == [CORRECT] * 5
 
 
 def test_a_worker_that_died_while_idle_is_replaced(stand_in):
     workers = stand_in(1, 30.0)
-    assert workers.judge(Comparison("a", "a")) == CORRECT
+    assert workers.compare(Comparison("a", "a")) == CORRECT
     workers.workers[0].process.kill()
     workers.workers[0].process.wait()
-    assert workers.judge(Comparison("a", "b")) == WRONG_RESULT
+    assert workers.compare(Comparison("a", "b")) == WRONG_RESULT
 
 
 def test_a_worker_is_replaced_after_its_number_of_comparisons(stand_in, monkeypatch):
@@ -105,39 +105,39 @@ def test_a_worker_is_replaced_after_its_number_of_comparisons(stand_in, monkeypa
     workers = stand_in(1, 30.0)
     pids = []
     for answer in "abcd":
-        workers.judge(Comparison("a", answer))
+        workers.compare(Comparison("a", answer))
         pids.append(workers.workers[0].process.pid)
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
 def test_an_interrupted_comparison_cannot_answer_the_next(stand_in, monkeypatch):
     workers = stand_in(1, 30.0)
-    workers.judge(Comparison("a", "a"))
+    workers.compare(Comparison("a", "a"))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as patch:
         patch.setattr(pool.Worker, "read_line", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            workers.judge(Comparison("a", "a"))
+            workers.compare(Comparison("a", "a"))
     signal.signal(signal.SIGINT, before)
-    assert workers.judge(Comparison("a", "b")) == WRONG_RESULT
+    assert workers.compare(Comparison("a", "b")) == WRONG_RESULT
 
 
 def test_equal_comparisons_are_made_once_and_workers_start_only_when_needed(stand_in):
     workers = stand_in(8, 30.0)
-    assert workers.judge_all([Comparison("a", "a")] * 50) == [CORRECT] * 50
+    assert workers.compare_all([Comparison("a", "a")] * 50) == [CORRECT] * 50
     assert sum(worker.num_comparisons for worker in workers.workers) == 1
     assert [worker.process is not None for worker in workers.workers].count(True) == 1
 
 
 def test_a_batch_is_spread_over_all_workers(stand_in):
     workers = stand_in(2, 30.0)
-    assert workers.judge_all([Comparison("sleep", f"sleep 0.5 {i}") for i in range(2)]) == [CORRECT] * 2
+    assert workers.compare_all([Comparison("sleep", f"sleep 0.5 {i}") for i in range(2)]) == [CORRECT] * 2
     assert [worker.num_comparisons for worker in workers.workers] == [1, 1]
 
 
 def test_a_worker_that_cannot_start_is_an_error_that_names_the_command():
     with pytest.raises(RuntimeError, match="does not start: .*no_such_module"):
-        Pool(1, command=(sys.executable, "-S", "-c", "import no_such_module")).judge(Comparison("a", "a"))
+        Pool(1, command=(sys.executable, "-S", "-c", "import no_such_module")).compare(Comparison("a", "a"))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "abc", "", " ", "2.5", "1e3", "1_0", "\u0663", "1025", "9" * 5_000])
@@ -173,7 +173,7 @@ def test_many_threads_share_the_workers_and_each_gets_its_own_verdicts(stand_in)
 
     def judge(thread: int) -> None:
         comparisons = [Comparison(str(thread), f"{(thread + i) % 10} {i}") for i in range(20)]
-        found[thread] = [one.correct for one in workers.judge_all(comparisons)]
+        found[thread] = [one.correct for one in workers.compare_all(comparisons)]
 
     threads = [threading.Thread(target=judge, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -193,7 +193,7 @@ def test_results_are_the_same_with_1_and_8_workers_and_from_another_thread():
 
     def judge_with(num_workers: int) -> None:
         workers = Pool(num_workers, time_limit=60.0)
-        found.append(workers.judge_all(REAL))
+        found.append(workers.compare_all(REAL))
         workers.close()
 
     judge_with(1)
@@ -205,7 +205,7 @@ def test_results_are_the_same_with_1_and_8_workers_and_from_another_thread():
 
 def test_an_endless_comparison_is_a_timeout():
     workers = Pool(1, time_limit=2.0)
-    assert workers.judge(Comparison(r"\sqrt{2}", "9^{9^{9^{9}}} + x")) == TIMEOUT
+    assert workers.compare(Comparison(r"\sqrt{2}", "9^{9^{9^{9}}} + x")) == TIMEOUT
     workers.close()
 
 
@@ -228,7 +228,7 @@ worker.main()
 def test_memory_beyond_the_limit_is_a_crash_of_the_worker_alone():
     workers = Pool(1, time_limit=60.0, command=(sys.executable, "-c", GREEDY))
     comparisons = [Comparison("a", answer) for answer in ("b", "memory", "c")]
-    assert workers.judge_all(comparisons) == [CORRECT, CRASHED, CORRECT]
+    assert workers.compare_all(comparisons) == [CORRECT, CRASHED, CORRECT]
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20  # KiB
     workers.close()
 
@@ -247,7 +247,7 @@ def test_a_worker_that_nobody_watches_ends_after_its_processor_time():
 def test_real_comparisons_fit_into_the_memory_limit_many_times():
     """The address space after the hardest that the tests know, against MAX_MEMORY."""
     workers = Pool(1, time_limit=60.0)
-    workers.judge_all(REAL)
+    workers.compare_all(REAL)
     status = Path(f"/proc/{workers.workers[0].process.pid}/status").read_text()
     peak = int(status.split("VmPeak:")[1].split()[0]) * 1024
     workers.close()
@@ -261,7 +261,7 @@ import os, signal, sys
 from rewards import pool
 pool.COMMAND = (sys.executable, "-S", "-c", {STAND_IN!r})
 pool.Pool.__init__.__defaults__ = (5.0, pool.COMMAND)
-pool.judge_all([pool.Comparison("a", "a"), pool.Comparison("a", "b")])
+pool.compare_all([pool.Comparison("a", "a"), pool.Comparison("a", "b")])
 print([worker.process.pid for worker in pool.shared.workers if worker.process], flush=True)
 {end}
 """
@@ -272,7 +272,7 @@ print([worker.process.pid for worker in pool.shared.workers if worker.process], 
 
 def test_the_real_worker_ends_with_its_stdin_and_has_a_session_of_its_own():
     workers = Pool(1)
-    workers.judge(REAL[0])
+    workers.compare(REAL[0])
     process = workers.workers[0].process
     assert os.getsid(process.pid) == process.pid != os.getsid(0)
     process.stdin.close()
@@ -318,7 +318,7 @@ def test_nothing_that_a_model_wrote_reaches_the_compiler(mode):
 
 def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeypatch):
     verdicts = {"x+1": CORRECT, "x+2": TIMEOUT, "x+3": CRASHED}
-    monkeypatch.setattr(pool, "judge_all", lambda comparisons: [verdicts[one.answer] for one in comparisons])
+    monkeypatch.setattr(pool, "compare_all", lambda comparisons, _on_progress: [verdicts[one.answer] for one in comparisons])
     monkeypatch.setattr(rollouts, "completion_text", lambda rollout, _: f"<answer>{rollout.response_ids[0]}</answer>")
     problem = Problem(0, "math500", "p", (), "", {"target": "1+x"})
     prompt = Prompt(problem, [1], [], 0)

@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from inference.deepspeed_engine import DeepSpeedEngine
-from inference.hybrid_engine import load_generation_config
 from inference.torch_engine import TorchEngine
 from tests.helpers.launching import start, succeed, training_lines
 from tests.helpers.models import EOS, byte_tokenizer, own_loss, random_prompts, scorer, tiny_model
 from utils.actor import checkpoint_layers
 from utils.data import load_problems
+from utils.pretrained import load_generation_config
 from utils.run.errors import BadInput
 from utils.types import Sampling
 

@@ -113,7 +113,7 @@ def saved_bytes(config, dtype, micro_batch):
     policy = Policy(model_of(config, dtype, "cpu").train())
     weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
     states = torch.randn(*micro_batch.input_ids.shape, config.hidden_size, dtype=dtype, requires_grad=True)
-    layout = make_layout(micro_batch.owners, micro_batch.branches, states.device, dtype)
+    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, states.device, dtype)
     storages = {}
 
     def keep(tensor):
@@ -164,7 +164,7 @@ def test_the_masks_are_those_of_the_largest_micro_batch():
     assert masks(RUN) == 2 * 3 * 4 * 5 * 15  # bfloat16; 3 rows of 30 fit into 100 tokens
     groups = random_groups([(10, 0, [5, 5, 5, 5])] * 4)  # every row full
     largest = pack(groups, random_advantages(groups), 100, torch.device("cpu"))[0]
-    layout = make_layout(largest.owners, largest.branches, torch.device("cpu"), torch.bfloat16)
+    layout = make_layout(largest.segment_ids, largest.branch_ids, torch.device("cpu"), torch.bfloat16)
     assert sum(batch.mask.nbytes for batch in layout.batches) == masks(RUN)
     assert sum(batch.mask.shape[0] * batch.mask.shape[-1] for batch in layout.batches) == 90 * key_copies(RUN)
     assert masks(replace(RUN, group_size=0)) == key_copies(replace(RUN, group_size=0)) == 0  # demonstrations

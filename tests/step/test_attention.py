@@ -25,8 +25,8 @@ def model_of(kind):
     return tiny_model(kind, seed=1)
 
 
-def layout_of(owners: list[list[int]], branches: list[list[int]]):
-    return make_layout(torch.tensor(owners), torch.tensor(branches), CPU, torch.double)
+def layout_of(segment_ids: list[list[int]], branch_ids: list[list[int]]):
+    return make_layout(torch.tensor(segment_ids), torch.tensor(branch_ids), CPU, torch.double)
 
 
 def scores_and_gradients(model, micro_batch, by_response: bool):
@@ -55,10 +55,10 @@ def test_values_and_gradients_are_those_under_the_mask(kind, sizes, slack, seed,
 def test_the_scale_of_the_scores_is_the_models():
     micro_batch, random = trial(31, CPU), torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, heads, 15, 6, generator=random) for heads in (4, 2, 2))
-    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
+    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, CPU, torch.double)
     expected = F.scaled_dot_product_attention(query, key, value, micro_batch.attention_mask, scale=0.9, enable_gqa=True)
     actual, _ = attention.attend(None, query, key, value, None, scaling=0.9, layout=layout)
-    real = micro_batch.branches != PADDING
+    real = micro_batch.branch_ids != PADDING
     torch.testing.assert_close(actual[real], expected.transpose(1, 2)[real], **CLOSE)
 
 
@@ -67,7 +67,7 @@ def test_padding_gets_no_gradient():
     groups = random_groups([(4, 0, [6, 2]), (3, 0, [2])])
     groups[0][0].prompt.prompt_ids[0] = 3  # the rest is drawn from 1 on
     [micro_batch] = pack(groups, random_advantages(groups), 24, CPU)
-    assert (micro_batch.branches == PADDING).sum() > 0
+    assert (micro_batch.branch_ids == PADDING).sum() > 0
     model = tiny_model(LlamaForCausalLM)
     actor = scorer(model)
     assert actor.by_response
@@ -102,7 +102,7 @@ def test_a_layout_written_out():
 def test_responses_of_like_lengths_are_computed_together():
     groups = random_groups([(3, 0, [9, 1, 5, 3]), (2, 0, [2, 8, 6, 4])])
     [micro_batch] = pack(groups, random_advantages(groups), 60, CPU)
-    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
+    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, CPU, torch.double)
     assert [batch.mask.shape for batch in layout.batches] == [(2, 1, t, 3 + t) for t in (9, 6, 4, 2)]
     assert len(layout.batches) == BATCHES
 
@@ -112,8 +112,8 @@ def test_responses_of_like_lengths_are_computed_together():
 def test_every_token_has_one_slot(sizes, slack):
     groups = random_groups(sizes)
     for micro_batch in pack(groups, random_advantages(groups), 200 + slack, CPU):
-        layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
-        real = micro_batch.branches.flatten() >= PREFIX
+        layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, CPU, torch.double)
+        real = micro_batch.branch_ids.flatten() >= PREFIX
         numbers = torch.arange(len(real))
         assert torch.equal(layout.tokens[layout.slots][real], numbers[real])
         assert torch.equal(layout.padding, numbers[~real])
@@ -146,10 +146,10 @@ def test_not_a_number_is_too_large_a_difference(monkeypatch, capsys):
 
 def test_the_rows_it_is_tried_on_are_of_all_kinds():
     micro_batch = trial(31, CPU)
-    layout = make_layout(micro_batch.owners, micro_batch.branches, CPU, torch.double)
+    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, CPU, torch.double)
     assert micro_batch.input_ids.shape == (3, 15) and micro_batch.input_ids.max() < 31
     assert len(layout.padding) > 0 and len(layout.empty) > 0 and len(layout.batches) == BATCHES
-    assert layout.num_prefixes == 4 and (micro_batch.owners == 1).any()
+    assert layout.num_prefixes == 4 and (micro_batch.segment_ids == 1).any()
 
 
 def test_without_a_layout_it_is_the_attention_of_transformers():

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.launching import launch, launch_words, succeed, survivors, training_lines
 from tests.workers import skip_worker
 from utils.guards import UpdateGuard, load_batch
-from utils.metrics import LossMeans
+from utils.metrics import LossSums
 from utils.packing import filler
 from utils.run.errors import RunStopped
 
@@ -50,8 +50,8 @@ def test_the_next_good_update_is_that_of_a_run_that_never_saw_the_bad_ones(resul
 # ----- the count -----
 
 
-def losses_of(**parts: float) -> LossMeans:
-    losses = LossMeans()
+def losses_of(**parts: float) -> LossSums:
+    losses = LossSums()
     losses.add(**{name: torch.tensor(part) for name, part in parts.items()})
     return losses
 

@@ -19,7 +19,7 @@ from tests.helpers.float64 import CLOSE
 from tests.helpers.models import VOCABULARY, scorer, tiny_model
 from utils import policy
 from utils.actor import checkpoint_layers
-from utils.policy import ChunkedHead, Logits, Policy, ScoreStates, chunk_of_logits, chunk_size
+from utils.policy import ChunkedHead, FusedLinearLogProbs, Logits, Policy, chunk_of_logits, chunk_size
 from utils.run.errors import RunStopped
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
@@ -111,7 +111,7 @@ def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, 
     random = torch.Generator().manual_seed(0)
     states, weight, bias = (torch.randn(shape, generator=random).requires_grad_() for shape in ((4, 3), (7, 3), 7))
     targets = torch.tensor([0, 6, 2, 2])
-    assert torch.autograd.gradcheck(lambda *given: ScoreStates.apply(*given, targets, 0.7, logits),
+    assert torch.autograd.gradcheck(lambda *given: FusedLinearLogProbs.apply(*given, targets, 0.7, logits),
                                     (states, weight, bias))
 
 

@@ -35,7 +35,8 @@ from tests.workers.zero_worker import (
     of_ranks,
     prompts_of_rank,
 )
-from utils.actor import Actor, load_model
+from utils.actor import Actor
+from utils.pretrained import load_model
 from utils.run import distributed, processes
 from utils.types import Sampling
 

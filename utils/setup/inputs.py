@@ -13,8 +13,9 @@ from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
-from inference.hybrid_engine import EngineName, check_engine, choose_engine, load_generation_config
+from inference.hybrid_engine import EngineName, check_engine, choose_engine
 from utils.data import load_problems
+from utils.pretrained import load_generation_config
 from utils.prompts import PromptBuilder
 from utils.run.errors import BadInput, require
 from utils.run.tracking import check_tracker

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from inference.decoder import SUPPORTED
-from inference.kv_cache import fitting
+from inference.kv_cache import max_batch
 from inference.torch_engine import PREFILL_TOKENS
 from utils.policy import CHUNK_LOGITS
 
@@ -188,7 +188,7 @@ def generation(shape: Shape, run: Generation, prompts: int, samples: int) -> flo
     float32 copies, twice, since a CUDA graph of a new step is made while the memory of the last is held."""
     b = run.weight_bytes
     budget = int(run.kv_cache_gb * GIB // (b * shape.cache_elements))
-    fit, samples = fitting(budget, run.max_prompt_length, run.max_response_length, samples)
+    fit, samples = max_batch(budget, run.max_prompt_length, run.max_response_length, samples)
     together = min(prompts, fit)
     caches = cache_need(shape, run, together, samples)
     at_once = min(together, max(1, PREFILL_TOKENS // run.max_prompt_length))

@@ -80,10 +80,10 @@ def _micro_batch(rows: int, length: int, longest: LongestGroup, device: torch.de
     sampled), all tokens scored. Position 0 throughout: no model has a limit there."""
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     flat, mask = ids.flatten(), torch.ones(rows * length, dtype=torch.bool, device=device)
-    owners = torch.zeros(rows, length, dtype=torch.long)
-    branches = owners
+    segment_ids = torch.zeros(rows, length, dtype=torch.long)
+    branch_ids = segment_ids
     if longest.responses:
         beyond = torch.arange(length) - longest.prefix
-        branches = (beyond.div(longest.response, rounding_mode="floor") + 1).clamp(min=PREFIX) + owners
-    return MicroBatch(ids, ids, owners, branches, torch.arange(rows * length, device=device), flat, mask, ~mask,
+        branch_ids = (beyond.div(longest.response, rounding_mode="floor") + 1).clamp(min=PREFIX) + segment_ids
+    return MicroBatch(ids, ids, segment_ids, branch_ids, torch.arange(rows * length, device=device), flat, mask, ~mask,
                       flat.float(), flat.float())

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils import checkpoint
-from utils.actor import Actor, resolve_dtype
+from utils.actor import Actor
 from utils.data import fingerprint
+from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
 from utils.run import distributed
 from utils.run.errors import check_ranges, require, require_divides

@@ -1,0 +1,45 @@
+"""What is loaded of a pretrained model, a folder or name of the Hugging Face hub: weights, and how it generates."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from utils.cpu_linear import use_onednn
+from utils.run import watchdog
+from utils.run.errors import require
+
+
+def load_generation_config(model: str) -> GenerationConfig:
+    """Of a folder or Hugging Face name: its own, or what its config implies. Where it has values of sampling without
+    do_sample, as older models do, it gets that too: transformers saves no config that contradicts itself.
+
+    Raises:
+        BadInput: the file is there and cannot be read.
+    """
+    config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
+    file = Path(model) / GENERATION_CONFIG_NAME
+    try:
+        config = GenerationConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:  # OSError is transformers' word for missing and damaged alike
+        require(not file.exists(), "--model", model, f"{file} cannot be read ({' '.join(str(error).split())})")
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    return config
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 (with a float32 master copy in the optimiser) on a GPU and float32 on a CPU."""
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+
+
+def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    watchdog.progress()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    loaded.generation_config = load_generation_config(model)
+    return use_onednn(loaded)
