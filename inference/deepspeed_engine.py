@@ -100,7 +100,7 @@ class DeepSpeedEngine:
             Rollout(prompts[row // group_size], responses[row][:length], logprobs[row][:length],
                     "stop" if ended[row] else "length")
             for row, length in enumerate(lengths[: len(prompts) * group_size])
-        ]  # fmt: skip
+        ]
         return [rollouts[i : i + group_size] for i in range(0, len(rollouts), group_size)]
 
     def _score(self, ids: Tensor, mask: Tensor, start: int, temperature: float) -> Tensor:

@@ -22,27 +22,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
+from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
 from utils.data import load_problems
-from utils.inspection import DIM, GREEN, YELLOW, Piece, paint, pieces
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder, decode, encode, solution_slices
 from utils.rollouts import score_rollouts
 from utils.run import distributed, processes
 from utils.run.cli import run_script
 from utils.run.errors import BadInput, Fraction, NotNegative, Positive, Share, check_ranges, require
+from utils.run.terminal import DIM, GREEN, YELLOW, paint
 from utils.setup.inputs import load_inputs
 from utils.types import Engine, Problem, Prompt, Rollout, Sampling
 
 FIRST_LIMIT = 8  # tokens that are waited for before there is anything to read
 GROWTH = 4  # factor to the next limit g; the work is at most 1 + g / (g - 1) times that of one call
+INCOMPLETE = "\ufffd"  # what the bytes of a character that is not complete decode to
 UNSURE = "\033[4;31m"  # red, underlined
 
 
@@ -119,6 +121,30 @@ def growing(engine: Engine, prompt: Prompt, args: Args) -> Iterator[tuple[Rollou
 # ----- on the screen -----
 
 
+class Piece(NamedTuple):
+    """The text of the tokens from number `start` up to, but without, `end`: one or more whole characters."""
+
+    text: str
+    start: int
+    end: int
+
+
+def pieces(ids: list[int], whole: bool, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """`ids` cut after every token that completes a character; together they are the text of `ids`.
+
+    Tokens at the end whose character is not complete are left out, unless nothing comes after them (`whole`). The
+    pieces of more ids therefore begin with these. Each is decoded after the one before it, since some tokenizers drop
+    the space that a text begins with.
+    """
+    found, before, start = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[before:end], tokenizer)[len(decode(ids[before:start], tokenizer)):]
+        if not text.endswith(INCOMPLETE) or (whole and end == len(ids)):
+            found.append(Piece(text, start, end))
+            before, start = start, end
+    return found
+
+
 def show_new(found: list[Piece], shown: list[Piece], probabilities: list[float], unsure_below: float) -> None:
     """Print the pieces that `found` has and `shown` has not; all again where it is not `shown` that goes on."""
     if found[: len(shown)] != shown:
@@ -146,7 +172,7 @@ def main(args: Args) -> None:
         model=args.model, data="", splits=(), max_prompt_length=args.max_prompt_length, eval_problems=0, bos=args.bos,
         max_response_length=args.max_response_length, skip_long_prompts=False, may_be_unreachable=False,
         engine=args.engine,
-    )  # fmt: skip
+    )
     tokenizer = inputs.tokenizer
     prompt = checked_prompt(args, problem, inputs.prompts)
     device = processes.join()

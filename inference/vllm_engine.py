@@ -73,7 +73,7 @@ class VLLMEngine:
             "kv_cache_memory_bytes": int(kv_cache_gb * 2**30), "enforce_eager": True,
             # vLLM 0.32 cannot take back what a request with a seed draws at the end of half a prompt, on a CPU.
             "enable_chunked_prefill": False, "max_num_batched_tokens": max(BATCHED_TOKENS, max_length),
-        }  # fmt: skip
+        }
         self.eos_ids = sorted(eos_ids)
         self.weights = weights
         self.tied = tied
@@ -86,7 +86,7 @@ class VLLMEngine:
             max_model_len=max_length, tensor_parallel_size=tp_size, distributed_executor_backend="external_launcher",
             logprobs_mode="processed_logprobs",  # at the temperature of sampling
             enable_sleep_mode=sleep_level > 0, seed=0, disable_log_stats=True, **own,
-        )  # fmt: skip
+        )
         if tp_size > 1 and not on_gpu:
             unlink_shared_memory()
 
@@ -124,7 +124,7 @@ class VLLMEngine:
                 stop_token_ids=self.eos_ids, ignore_eos=True, logprobs=0, detokenize=False,
             )
             for prompt in prompts
-        ]  # fmt: skip
+        ]
         outputs = self.llm.generate(requests, parameters, use_tqdm=Beats) if requests else []
         groups = []
         for prompt, output in list(zip(prompts, outputs, strict=True))[mine]:
@@ -133,7 +133,7 @@ class VLLMEngine:
                         [of_token[token].logprob for token, of_token in zip(one.token_ids, one.logprobs, strict=True)],
                         one.finish_reason)
                 for one in output.outputs
-            ]  # fmt: skip
+            ]
             groups.append(group if sampling.temperature else group * sampling.group_size)
         return groups
 

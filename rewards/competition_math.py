@@ -34,7 +34,7 @@ DEGREE = r"(?:(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\^?\s*\\degree)(?![A-Za-z])|\u
 DEGREES = re.compile(rf"(?<![0-9.])((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*{DEGREE}")
 OF_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 UNICODE = {"\u03c0": "pi", "\u03b8": "theta", "\u221e": "infty", "\u00d7": "times", "\u00b7": "cdot", "\u2264": "le",
-           "\u2265": "ge", "\u00b1": "pm", "\u2248": "approx", "\u2260": "ne"}  # fmt: skip
+           "\u2265": "ge", "\u00b1": "pm", "\u2248": "approx", "\u2260": "ne"}
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 REPLACEMENTS = [
     (re.compile(pattern), replacement)
@@ -63,9 +63,9 @@ REPLACEMENTS = [
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 VARIABLE = (r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau"
             r"|phi|chi|psi|omega|ell|var(?:epsilon|theta|rho|sigma|phi)|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega))"
-            r"(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?")  # fmt: skip
+            r"(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?")
 NAME = re.compile(rf"{VARIABLE}(?:\({VARIABLE}\))?|{VARIABLE}(?:\+{VARIABLE})+|\({VARIABLE}(?:,{VARIABLE})+\)"
-                  r"|[A-Z]{2,3}|\\angle[A-Z]{1,3}|\[[A-Z]{3,4}\]")  # fmt: skip
+                  r"|[A-Z]{2,3}|\\angle[A-Z]{1,3}|\[[A-Z]{3,4}\]")
 SEPARATORS = re.compile(r"[<>!:]=|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|(?P<cut>[,=])|[{}()\[\]]")
 EQUALS = re.compile(r"=|\\equiv(?![A-Za-z])")
 HALF_DAY = re.compile(r"(?<=[0-9]) [AaPp][Mm]$")
@@ -240,4 +240,4 @@ def is_latex(text: str) -> bool:
     words = {word.lower() for word in WORD.findall(text)} - MATRICES
     return (LATEX.fullmatch(text) is not None and AMBIGUOUS.search(text) is None and is_balanced(text)
             and nesting(text) <= MAX_NESTING
-            and not any(len(word) > 3 or word in VALUE_WORDS for word in words))  # fmt: skip
+            and not any(len(word) > 3 or word in VALUE_WORDS for word in words))

@@ -83,7 +83,7 @@ class Worker:
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self.num_comparisons = 0
         try:
             self.read_line(START_LIMIT)  # "ready"

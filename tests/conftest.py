@@ -62,7 +62,7 @@ def exact_base_model(tmp_path_factory, countdown_data) -> Path:
             data=str(countdown_data), output_dir=str(folder), solved_fraction=1.0, steps=400, batch_size=8, lr=2e-3,
             warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2,
             max_position_embeddings=192, tokenizer_texts=300, eval_problems=0, threads=1,
-        ))  # fmt: skip
+        ))
     return folder
 
 

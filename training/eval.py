@@ -76,7 +76,7 @@ def main(args: Args) -> None:
             engine=args.engine, tp_size=args.tp_size, temperature=args.temperature,
         )
         for model in args.model for data in args.data
-    }  # fmt: skip
+    }
     check_output_dir(args.output_dir, resume=False, overwrite=args.overwrite)
     if args.check:
         sampled = f"{args.num_samples} per problem, sampled at temperature {args.temperature} with seed {args.seed}"

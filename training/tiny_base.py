@@ -29,9 +29,10 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from rewards import score
 from utils.cpu_linear import use_onednn
-from utils.data import CONSTANT_ANSWERS, data_folder, load_problems
+from utils.data import data_folder, load_problems
 from utils.run.cli import run_script
 from utils.run.errors import Fraction, NotNegative, Positive, check_ranges, require
+from utils.tasks.registry import CONSTANT_ANSWERS
 from utils.tasks.tiny_texts import TASKS
 from utils.types import Problem
 

@@ -122,7 +122,7 @@ class Rearrange(torch.autograd.Function):
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     scaling: float | None = None, dropout: float = 0.0, layout: Layout | None = None, **others,
-) -> tuple[Tensor, None]:  # fmt: skip
+) -> tuple[Tensor, None]:
     """An attention function of transformers: (R, Q, L, D) queries, (R, H, L, D) keys and values -> (R, L, Q, D). With a
     `layout` it says who sees whom, and the mask is not looked at; without one this is the attention "sdpa"."""
     if layout is None:

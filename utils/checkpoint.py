@@ -29,7 +29,7 @@ DISCARDED = "discarded_"  # before the names of checkpoints of a past that is no
 FREE = {  # settings that no number depends on: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
     "save_every", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
-}  # fmt: skip
+}
 
 # ----- which run -----
 
@@ -143,7 +143,7 @@ def force_to_disk(path: Path) -> None:
 
 
 def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase, run: Mapping[str, Any],
-         keep_last: int, keep_every: int) -> None:  # fmt: skip
+         keep_last: int, keep_every: int) -> None:
     """Write checkpoint `step` of the run that `describe_run` describes; then drop the older ones but the `keep_last`
     newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks call together."""
     watchdog.phase("checkpoint")

@@ -6,8 +6,7 @@ a built-in task that makes one.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,9 @@ import pyarrow.parquet
 from rewards import VERIFIERS, pool, score
 from utils import ROOT, seeding
 from utils.run.errors import BadInput
-from utils.tasks import benchmarks, competition_math, countdown, kk_logic, tree
+from utils.tasks.registry import BUILT_IN
 from utils.types import Problem
 
-BUILT_IN: dict[str, Callable[[Path], None]] = {
-    "countdown": countdown.build,
-    "kk_logic": kk_logic.build,
-    "math": competition_math.build,
-    "tree": tree.build,
-    **{name: partial(benchmarks.build, name=name) for name in benchmarks.BENCHMARKS},  # for evaluation: no train split
-}
-CONSTANT_ANSWERS: dict[str, Callable] = {  # data_source -> the best one
-    "countdown": countdown.best_constant_pattern,
-    "kk_logic": kk_logic.best_constant_pattern,
-    "tree": tree.best_constant_pattern,
-}
 BUILT_IN_FOLDER = ROOT / "data"
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 OPTIONAL_COLUMNS = ("hint", "answer")  # evaluation and pure reinforcement do without
@@ -166,16 +153,6 @@ def _epoch_order(num_problems: int, epoch: int, count: int, seed: int) -> np.nda
         there = num_after + np.flatnonzero(~met[num_after:])[: len(here)]  # as many: count <= num_problems
         order[here], order[there] = order[there], order[here]
     return order
-
-
-def best_constant_answer(problems: list[Problem]) -> tuple[str, float, str] | None:
-    """(name, accuracy, text) of the best answer that never looks at the problem, for the tables' floor; None for a
-    task that has no such answers."""
-    sources = {problem.data_source for problem in problems}
-    if len(sources) != 1 or not sources <= set(CONSTANT_ANSWERS):
-        return None
-    text, accuracy = CONSTANT_ANSWERS[sources.pop()](problems)
-    return "best constant pattern", accuracy, text
 
 
 def fingerprint(problems: list[Problem]) -> str:

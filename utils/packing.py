@@ -135,7 +135,7 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
         tensor(input_ids), tensor(position_ids), torch.from_numpy(segment_ids), torch.from_numpy(branch_ids),
         tensor(scored.predictors), tensor(scored.targets), ~hint_mask, hint_mask,
         tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
-    )  # fmt: skip
+    )
 
 
 def filler(device: torch.device) -> MicroBatch:
@@ -170,7 +170,7 @@ def fill_up(micro_batches: list[MicroBatch], count: int, device: torch.device) -
 def pack_mini_batches(
     groups: Sequence[Sequence[Rollout]], advantages: Sequence[Sequence[float]], num_updates: int, max_tokens: int,
     device: torch.device, share_prefix: bool = True,
-) -> list[list[MicroBatch]]:  # fmt: skip
+) -> list[list[MicroBatch]]:
     """The step's groups in `num_updates` equal parts, each packed; every rank gets as many micro-batches in a part."""
     size = len(groups) // num_updates
     assert size * num_updates == len(groups), "check_batch lets only whole mini-batches through"

@@ -109,7 +109,7 @@ class FusedLinearLogProbs(torch.autograd.Function):
 
 def chunk_of_logits(
     states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, logits: Logits
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The head (V, D), (V,) of states (n, D): logits at the temperature, (n, V), in float32 at least."""
     return logits.at(temperature, product(states, weight, bias))
 
@@ -123,7 +123,7 @@ def score_targets(
         chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
         .gather(-1, some_targets[:, None]).squeeze(-1)
         for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True)
-    ])  # fmt: skip
+    ])
 
 
 class ChunkedHead(nn.Module):

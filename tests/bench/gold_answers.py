@@ -63,7 +63,7 @@ def target_text(ground_truth: Mapping[str, Any]) -> str:
     if "target" in ground_truth:
         return str(ground_truth["target"])
     return "\n".join(f"{name} is a {'knight' if is_knight else 'knave'}"
-                     for name, is_knight in parse_ground_truth(ground_truth).items())  # fmt: skip
+                     for name, is_knight in parse_ground_truth(ground_truth).items())
 
 
 def comparison(row: Item) -> Comparison:
@@ -85,7 +85,7 @@ def time_pool(comparisons: list[Comparison], num_workers: int) -> None:
         pool.close()
     reasons = dict(Counter(score.reason for score in scores))
     print(f"math-verify alone, {num_workers} workers: {len(scores)} in {seconds:.1f} s, "
-          f"{len(scores) / seconds:.0f} answers per second, {reasons}")  # fmt: skip
+          f"{len(scores) / seconds:.0f} answers per second, {reasons}")
 
 
 if __name__ == "__main__":

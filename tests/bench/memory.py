@@ -46,7 +46,7 @@ def main(args: Args) -> None:
     config = Qwen2Config(
         vocab_size=max(args.vocab_size, VOCABULARY), hidden_size=args.hidden_size, num_hidden_layers=args.num_layers,
         intermediate_size=3 * args.hidden_size, num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     groups = random_groups([(4, 2, [3, 3])])
     [micro_batch] = pack(groups, random_advantages(groups), 64, device)
 

@@ -28,7 +28,7 @@ What = Literal["prompts", "group_size", "response_length", "hidden_size", "num_l
 SIZES: dict[What, tuple[int, ...]] = {
     "prompts": (16, 32, 64), "group_size": (2, 4, 8), "response_length": (32, 64, 128), "hidden_size": (128, 256, 512),
     "num_layers": (3, 6, 12), "ranks": (1, 2),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Args:
 
 
 def run(folder: Path, steps: int, threads: int, prompts: int = 32, group_size: int = 4, response_length: int = 64,
-        hidden_size: int = 256, num_layers: int = 6, ranks: int = 0) -> dict[str, float]:  # fmt: skip
+        hidden_size: int = 256, num_layers: int = 6, ranks: int = 0) -> dict[str, float]:
     """Seconds of each phase. `ranks` 0: a plain process at stage 0 with all threads; 1: with one; 2: ZeRO-3."""
     model = folder / f"model_{hidden_size}_{num_layers}"
     if not model.exists():
@@ -59,7 +59,7 @@ def run(folder: Path, steps: int, threads: int, prompts: int = 32, group_size: i
         "--mini_batch_prompts", str(prompts), "--group_size", str(group_size), "--max_prompt_length", "384",
         "--max_response_length", str(response_length), "--eval_problems", "1", "--eval_every", "99", "--save_every",
         "99", "--zero_stage", "3" if ranks > 1 else "0", "--engine", "torch", "--kv_cache_gb", "4",
-    ]  # fmt: skip
+    ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"OMP_NUM_THREADS": str(1 if ranks else threads), "TOKENIZERS_PARALLELISM": "false", "PATH": path}
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)

@@ -60,7 +60,7 @@ def ours(args: Args, model: str, data: str, folder: Path) -> list[dict[str, floa
         str(args.group_size), "--max_prompt_length", "384", "--max_response_length", str(args.response_length),
         "--max_tokens_per_micro_batch", str(args.max_tokens_per_micro_batch), "--eval_problems", "1", "--eval_every",
         "99", "--save_every", "99", "--zero_stage", "0", "--engine", args.engine, "--kv_cache_gb", "4",
-    ], args.threads)  # fmt: skip
+    ], args.threads)
     return read_times(folder / "metrics.jsonl")
 
 
@@ -70,7 +70,7 @@ def theirs(args: Args, model: str, data: str, folder: Path, micro_batch: int) ->
         "-m", "tests.bench.trl_step", "--model", model, "--data", data, "--output", str(output), "--steps",
         str(args.steps + 1), "--prompts", str(args.prompts), "--group_size", str(args.group_size), "--response_length",
         str(args.response_length), "--micro_batch", str(micro_batch), "--shown", str(args.shown),
-    ], args.threads)  # fmt: skip
+    ], args.threads)
     return json.loads(output.read_text())[1:]
 
 
@@ -93,7 +93,7 @@ def main(args: Args) -> None:
         "TRL": {size: round(value, 2) for size, value in trl.items()},
         "ratio": round(min(trl.values()) / step, 2) if trl else None,
         "response tokens": {"ours": round(median(line["response_tokens"] for line in lines), 1)},
-    }  # fmt: skip
+    }
     print(json.dumps(result))
     if args.output:
         Path(args.output).write_text(json.dumps({"result": result, "lines": lines, "trl": seconds}, indent=1))

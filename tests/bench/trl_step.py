@@ -61,7 +61,7 @@ def main(args: Args) -> None:
         max_completion_length=args.response_length, temperature=1.0, top_p=1.0, top_k=0, beta=0.001, entropy_coef=0.001,
         learning_rate=1e-6, lr_scheduler_type="constant", warmup_steps=0, use_cpu=not on_gpu, bf16=on_gpu, tf32=None,
         gradient_checkpointing=False, disable_tqdm=True, shuffle_dataset=False, seed=0,
-    )  # fmt: skip
+    )
     clock = Clock()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if on_gpu else torch.float32)
     trainer = GRPOTrainer(model, reward, config, Dataset.from_list(rows), callbacks=[clock],

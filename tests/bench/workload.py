@@ -27,7 +27,7 @@ def make_model(folder: Path, vocab_size: int = 2_048, hidden_size: int = 256, nu
         num_hidden_layers=num_layers, num_attention_heads=heads, num_key_value_heads=max(1, heads // 2),
         max_position_embeddings=4_096, tie_word_embeddings=True, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-    )).float()  # fmt: skip
+    )).float()
     model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -47,7 +47,7 @@ def make_problems(folder: Path, count: int = 512, prompt_length: int = 140, solu
             "data_source": "countdown", "prompt": [{"role": "user", "content": text(prompt_length)}], "hint": chunks,
             "answer": "".join(chunks) + "</think>\n<answer> 1 + 2 </answer>",
             "reward_model": {"style": "rule", "ground_truth": {"target": 3, "numbers": [1, 2]}},
-        }  # fmt: skip
+        }
 
     write_splits(folder, {"train": [row() for _ in range(count)], "test": [row() for _ in range(8)]})
     return folder

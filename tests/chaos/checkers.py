@@ -91,14 +91,14 @@ def exact_value(node: ast.AST, used: list[int]) -> Fraction:
 GAP = "[ \t\r\n]"
 WORD = r"[^\W\d_](?:[\w'\-]*\w)?"
 STATEMENT = re.compile(rf"({WORD}(?:{GAP}+{WORD})*?){GAP}+is(?:{GAP}+(?:a|the))?{GAP}+"
-                       r"(knight|knave)(?!['\-]*\w)")  # fmt: skip
+                       r"(knight|knave)(?!['\-]*\w)")
 LEFT_OVER = re.compile(rf"(?:{GAP}|[,;.:&|$*+\u2022\u2013-]|\b(?:and|so|thus|hence|therefore)\b|\\[\\()\[\]]"
                        r"|\((?:[0-9]{1,3}|[a-z]|[ivx]{2,4})\)|\[(?:[0-9]{1,3}|[a-z])\]"
-                       r"|(?<!\w)(?:[0-9]{1,3}[.):]|[a-z]\)))*")  # fmt: skip
+                       r"|(?<!\w)(?:[0-9]{1,3}[.):]|[a-z]\)))*")
 WRAPPED = re.compile(r"\\(?:boxed|mbox|mathrm|mathbf|textit|textbf|text)\s*\{([^{}]*)\}")
 NO_NAMES = ("and", "so", "thus", "hence", "therefore")
 ANNOUNCED = re.compile(r"(the\s+)?(final\s+)?(solution|answer)(\s*:|\s*\bis\b)(\s+as\s+follows\b|\s+that\b)?",
-                       re.ASCII | re.IGNORECASE)  # fmt: skip
+                       re.ASCII | re.IGNORECASE)
 
 
 def kk_logic(answer: str, names: list[str], is_knight: list[bool]) -> bool:
@@ -146,13 +146,13 @@ THOUSANDS = re.compile(r"(?<![0-9.])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|
 FRACTION = re.compile(r"\\[dtc]?frac\s*(\{[^{}]*\}|[0-9])\s*(\{[^{}]*\}|[0-9])")
 POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|[*x])\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]+)\s*\}|([-+]?[0-9]+))")
 DECORATION = re.compile(r"\\?[$%]|[\u20ac\u00a3\u00a5\u00b0]|\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\[ ;:]"
-                        r"|\\(?:boxed|fbox|text|mbox|textbf|textrm|mathrm|mathbf|left|right)(?![A-Za-z])")  # fmt: skip
+                        r"|\\(?:boxed|fbox|text|mbox|textbf|textrm|mathrm|mathbf|left|right)(?![A-Za-z])")
 ONE_NUMBER = re.compile(rf"([-+]?)\s*(?:([0-9]+)\s+)?([-+]?{UNSIGNED})(?:\s*/\s*({UNSIGNED})|@([-+]?[0-9]+))?")
 REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot) *(\{ *[0-9]+ *\}|[0-9])")
 CHANGES = {  # words after which a number is not what it says
     "not", "no", "never", "minus", "plus", "times", "negative", "over", "squared", "cubed", "million", "billion",
     "thousand", "hundred", "half", "dozen", "pi", "sqrt", "root", "log", "point", "five", "eighteen", "twice",
-}  # fmt: skip
+}
 
 
 def numbers(text: str) -> set[Fraction] | None:

@@ -32,7 +32,7 @@ from tests.chaos.strings import LABELLED, Gold, golds, mutate, wrap
 SHARES = {
     "countdown": 0.28, "kk_logic": 0.22, "tree": 0.15, "openai/gsm8k": 0.05, "aime": 0.05, "amc": 0.05,
     "DigitalLearningGmbH/MATH-lighteval": 0.05, "math500": 0.05, "minerva": 0.05, "olympiad_bench": 0.05,
-}  # fmt: skip
+}
 GOLDS_PER_TASK = 300
 MAX_EXAMPLES = 20  # of each fault, in the report
 
@@ -169,11 +169,11 @@ def peak_mb() -> float:
 
 def print_table(tallies: dict[str, Tally]) -> None:
     print(f"{'data source':<36}{'strings':>9}{'except.':>8}{'slow':>6}{'slowest ms':>11}{'compared':>9}{'left':>8}"
-          f"{'slowest s':>10}{'disagree':>9}  rewards")  # fmt: skip
+          f"{'slowest s':>10}{'disagree':>9}  rewards")
     for source, tally in tallies.items():
         print(f"{source:<36}{tally.num_strings:>9}{tally.exceptions:>8}{tally.over_limit:>6}{tally.slowest_ms:>11.2f}"
               f"{tally.compared:>9}{tally.not_compared:>8}{tally.slowest_compared_s:>10.2f}{tally.disagreements:>9}"
-              f"  {dict(sorted(tally.rewards.items()))}")  # fmt: skip
+              f"  {dict(sorted(tally.rewards.items()))}")
     for source, tally in tallies.items():
         for example in tally.examples:
             print(f"{source} {example['kind']}: {example['ground_truth']} {example['detail']} "

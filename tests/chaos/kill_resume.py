@@ -43,7 +43,7 @@ def flags_of(name: str, base: Path, data: Path) -> dict:
         "model": base, "data": data, "seed": 1, "total_steps": 12, "eval_every": 3, "eval_problems": 16,
         "save_every": 2, "keep_last": 2, "prompts_per_step": 16, "mini_batch_prompts": 8, "max_prompt_length": 64,
         "max_response_length": 32, "max_tokens_per_micro_batch": 320, "lr": 1e-3, "zero_stage": 3,
-    }  # fmt: skip
+    }
     if name == "sft":
         return flags | {"max_length": 96}
     return flags | {"group_size": 4, "kl_coef": 0.1} | ({"hint_steps": 6} if name in ("uft", "stage") else {})
@@ -84,7 +84,7 @@ def main(args: Args) -> None:
             data=str(data), output_dir=str(base), solved_fraction=1.0, steps=300, batch_size=8, lr=8e-3,
             warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2,
             max_position_embeddings=192, tokenizer_texts=300, eval_problems=0,
-        ))  # fmt: skip
+        ))
     unbroken: dict[str, tuple[list[dict], float]] = {}
     differing = total_kills = 0
     for number in range(args.rounds):

@@ -136,7 +136,7 @@ LOOK_ALIKES = {
     "*": "\u00d7\u2217\uff0a", "/": "\u00f7\u2215\u2044\uff0f", "(": "\uff08\u2768", ")": "\uff09\u2769",
     " ": "\u00a0\u2003\u3000\u2028\x1f", "<": "\uff1c\u2039", ">": "\uff1e\u203a", "=": "\uff1d\u2261",
     ".": "\uff0e\u3002", ",": "\uff0c\u066b", "n": "\u207f\u0578",
-}  # fmt: skip
+}
 PIECES = [
     *"0123456789+-*/()=.,;:^_{}[]$%<>!?'\"\\#&|~ \n\tabxkK", "**", "//", "<<", "44**19**35", " = 24", "24", "= 98",
     "# no", "\u200b", "\u200d", "\u200e", "\u200f", "\u202e", "\u2066", "\ufeff", "\u00ad", "\u0301", "\0",
@@ -147,9 +147,9 @@ PIECES = [
     "Therefore, ", "So ", "the solution is: ", "- ", "(a) ", " & ",
     "knight", "knave", " and ", " or ", " if ", " is not a ", "(1)", "2. ", "Zoey", " cm", " million", "five",
     "True", "NaN", OPEN, CLOSE, "<answer", "</answer", "<think>", "</think>", "<|endoftext|>", f"{OPEN}1{CLOSE}",
-]  # fmt: skip
+]
 PAIRS = [("(", ")"), ("-(", ")"), ("((", "))"), ("[", "]"), ("{", "}"), ("$", "$"), ("\\boxed{", "}"), ("\\text{", "}"),
-         ("**", "**"), ("`", "`"), ('"', '"'), ("\\(", "\\)"), ("  \n", "\n")]  # fmt: skip
+         ("**", "**"), ("`", "`"), ('"', '"'), ("\\(", "\\)"), ("  \n", "\n")]
 LINKS = ["**9", "*9", "/7", "^9", "+1", "-1", "/1", "*1", "+0", "e9", "!", "^{9", ",111", "=5", " and 5", "'"]
 HUGE = 100_000
 
@@ -240,7 +240,7 @@ def long_answer(text: str, rng: random.Random) -> str:
 MUTATIONS: list[tuple[Callable[[str, random.Random], str], int]] = [  # and how often, of WEIGHT
     (insert, 300), (delete, 140), (duplicate, 100), (swap, 100), (look_alike, 80), (other_case, 20), (other_digit, 60),
     (surround, 60), (repeat, 30), (deep, 20), (chain, 40), (digits, 20), (long_answer, 25), (huge, 5),
-]  # fmt: skip
+]
 FUNCTIONS, WEIGHTS = zip(*MUTATIONS, strict=True)
 
 

@@ -97,7 +97,7 @@ def test_a_file_of_many_tasks_loads_where_targets_are_texts_and_what_a_task_lack
     rows = [ROW | {"data_source": source, "answer": f" </think>\n<answer> {answer} </answer>", "hint": [""],
                    "difficulty": None, "level": None, "target": None, "nums": numbers, "reward_model": {
                        "ground_truth": {"numbers": numbers, "question": "Q", "target": target}, "style": "rule"}}
-            for source, target, numbers, answer in OTHER_ROWS]  # fmt: skip
+            for source, target, numbers, answer in OTHER_ROWS]
     problems = load_problems(write(tmp_path, rows, "test"), "test")
     assert [problem.data_source for problem in problems] == [source for source, *_ in OTHER_ROWS]
     assert all(map(right_by_its_verifier, problems))
@@ -110,7 +110,7 @@ def test_the_authors_evaluation_file_loads_unchanged_and_every_gold_answer_is_ri
     assert Counter(problem.data_source for problem in problems) == {
         "openai/gsm8k": 1319, "DigitalLearningGmbH/MATH-lighteval": 1024, "countdown": 1024, "olympiad_bench": 675,
         "math500": 500, "minerva": 272, "amc": 83, "aime": 30,
-    }  # fmt: skip
+    }
     assert [problem for problem in problems if not right_by_its_verifier(problem)] == []
 
 
@@ -203,7 +203,7 @@ def test_a_file_without_rows_is_named(tmp_path):
         ("reward_model", {"ground_truth": {"target": 5}}, "ground_truth"),  # not what the verifier needs
         ("reward_model", {"ground_truth": {"target": "five", "numbers": [2, 3]}}, "ground_truth"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_named_with_file_row_and_rule(tmp_path, column, value, rule):
     write(tmp_path, [ROW | {column: value}])
     message = message_of(tmp_path)
@@ -283,7 +283,7 @@ def first_visits(num_problems: int, count: int, num_visits: int, seed: int = 3) 
 
 def shuffled_epochs(num_problems: int, num_epochs: int, seed: int = 3) -> list[int]:
     return [index for epoch in range(num_epochs)
-            for index in seeding.generator("epoch", seed, epoch).permutation(num_problems).tolist()]  # fmt: skip
+            for index in seeding.generator("epoch", seed, epoch).permutation(num_problems).tolist()]
 
 
 def test_where_steps_divide_the_data_all_sizes_cut_the_same_row_of_shuffled_epochs():

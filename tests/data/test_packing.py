@@ -271,7 +271,7 @@ def losses_and_leaf(seed=0, hint_advantage=0.0, script=uft, **flags):
         script, micro_batch, lambda _: (leaf[0], leaf[1]), model,
         num_response_tokens=micro_batch.response_mask.sum(), num_hint_tokens=micro_batch.hint_mask.sum(),
         **(FLAGS | flags),
-    )  # fmt: skip
+    )
     return losses, leaf, micro_batch
 
 

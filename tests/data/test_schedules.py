@@ -112,7 +112,7 @@ def stage_lengths(num_chunks, args):
     (4, [60, 120, 180, 240]),
     (5, [50, 100, 150, 200, 250]),
     (8, [50, 100, 150, 200, 250]),  # five slices
-])  # fmt: skip
+])
 def test_stage_shows_one_slice_fewer_from_these_steps_on(num_chunks, drops):
     lengths = stage_lengths(num_chunks, STAGE)
     assert lengths[1] == min(num_chunks, 5)

@@ -74,7 +74,7 @@ def run(
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PATH": path, MARK: mark} | variables, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
     try:
         if interrupt is not None:
             wait_for(*interrupt)

@@ -36,7 +36,7 @@ def tiny_model(
         num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=kind is Qwen2ForCausalLM,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+    )
     model = kind(config).to(torch.get_default_dtype()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -62,7 +62,7 @@ def scorer(model: PreTrainedModel, temperature: float = 1.0) -> Scorer:
 @torch.no_grad()
 def own_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
-) -> float:  # fmt: skip
+) -> float:
     """What transformers itself says: mean negative log-likelihood of a demonstration token."""
     total, num_tokens = 0.0, 0
     for problem in problems:
@@ -128,13 +128,13 @@ def random_advantages(groups: Sequence[Sequence[Rollout]], seed: int = 0) -> lis
 group_sizes = st.lists(  # for random_groups
     st.tuples(st.integers(1, 6), st.integers(0, 5), st.lists(st.integers(1, 6), min_size=1, max_size=4)),
     min_size=1, max_size=5,
-)  # fmt: skip
+)
 
 
 def losses_of_script(
     script: ModuleType, micro_batch, actor: Scorer, reference: Scorer | None = None, max_ratio: float = math.inf,
     num_response_tokens: float = 1, num_hint_tokens: float = 1, **flags: float,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """What training/<script>.py itself computes for a micro-batch: its lines from the forward pass to `loss = ...` are
     run as they stand, so that no copy of them in a test can go stale."""
     lines = inspect.getsource(script.main).splitlines()
@@ -144,6 +144,6 @@ def losses_of_script(
         "micro_batch": micro_batch, "actor": actor, "reference": reference, "max_ratio": max_ratio,
         "num_response_tokens": num_response_tokens, "num_hint_tokens": num_hint_tokens,
         "args": SimpleNamespace(**flags),
-    }  # fmt: skip
+    }
     exec(textwrap.dedent("\n".join(lines[first : last + 1])), names)  # noqa: S102
     return names

@@ -29,7 +29,7 @@ def events(monkeypatch) -> list[str]:
         device=lambda device: contextlib.nullcontext(), stream=lambda chosen: within(chosen.name),
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: happened.append("replay")),
         graph=lambda graph, stream, capture_error_mode: within(f"capture on {stream.name}"),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(cuda_graph.torch, "cuda", fake)
     cuda_graph.side_stream.cache_clear()
     yield happened

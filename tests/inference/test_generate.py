@@ -18,10 +18,10 @@ from tests.helpers.launching import run, succeed, to_words
 from tests.helpers.models import CPU, make_problem
 from utils.data import load_problems
 from utils.evaluation import evaluate
-from utils.inspection import DIM, GREEN, RESET, YELLOW, paint
 from utils.prompts import PromptBuilder, decode, encode, solution_slices
 from utils.run import processes
 from utils.run.cli import run_script
+from utils.run.terminal import DIM, GREEN, RESET, YELLOW, paint
 from utils.types import Rollout, Sampling
 
 LENGTHS = {"max_prompt_length": 64, "max_response_length": 48}
@@ -188,7 +188,7 @@ def test_growing_gives_what_one_call_gives_and_what_is_shown_early_is_its_beginn
 
 @pytest.mark.parametrize(("length", "limit", "expected"), [
     (3, 48, [8]), (8, 48, [8]), (9, 48, [8, 32]), (40, 48, [8, 32, 48]), (99, 48, [8, 32, 48]), (99, 32, [8, 32]),
-    (99, 5, [5]), (513, 2048, [8, 32, 128, 512, 2048])])  # fmt: skip
+    (99, 5, [5]), (513, 2048, [8, 32, 128, 512, 2048])])
 def test_the_limits_grow_as_long_as_a_response_does(says, length, limit, expected):
     calls = says([5] * length, [5])
     args = Args("", num_samples=2, max_response_length=limit)
@@ -328,7 +328,7 @@ def test_in_a_pipe_there_is_text_alone_in_its_encoding(base_model):
     ("--prompt q --max_response_length 200", "--max_response_length 200", "exceeds the 192 positions"),
     ("--prompt q --model ./nowhere", "--model ./nowhere", "no such folder"),
     ("--prompt q --engine deepspeed", "--engine", "torch"),
-])  # fmt: skip
+])
 def test_bad_input_is_told_before_a_model_loads(monkeypatch, capsys, base_model, countdown_data, words, flag, rule):
     def too_late(*_arguments, **_settings):
         raise AssertionError("bad input was not found in time")

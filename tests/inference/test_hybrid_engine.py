@@ -39,7 +39,7 @@ def machine(monkeypatch):
     (True, False, "torch", "no vLLM here"),
     (False, True, "torch", "no CUDA here"),
     (False, False, "torch", "no CUDA and no vLLM here"),
-])  # fmt: skip
+])
 def test_auto_takes_vllm_where_cuda_and_vllm_are_and_says_why(machine, cuda, vllm, name, reason):
     machine(cuda=cuda, vllm=vllm)
     assert choose_engine("auto") == (name, reason)
@@ -59,7 +59,7 @@ def test_a_missing_vllm_names_the_command_that_installs_it(machine):
     ("vllm", {"tp_size": 0}, "flag --tp_size 0: must divide the number of processes, 4"),
     ("vllm", {"sleep_level": 2}, "flag --sleep_level 2: needs a GPU: vLLM cannot sleep on a CPU"),
     ("vllm", {"temperature": 2.5}, "flag --temperature 2.5: must be at most 2 with --engine vllm"),
-])  # fmt: skip
+])
 def test_flags_that_do_not_fit_the_engine_are_refused(machine, name, flags, message):
     machine(cuda=False, vllm=True, processes=4)
     with pytest.raises(BadInput) as error:
@@ -144,7 +144,7 @@ def flags(base_model, countdown_data):
         "model": base_model, "data": countdown_data, "seed": 1, "total_steps": 2, "eval_every": 2, "eval_problems": 8,
         "save_every": 9, "prompts_per_step": 16, "group_size": 4, "mini_batch_prompts": 8, "max_prompt_length": 64,
         "max_response_length": 48, "max_tokens_per_micro_batch": 320, "lr": 1e-3, "kl_coef": 0,
-    }  # fmt: skip
+    }
 
 
 def test_a_sync_that_is_left_out_stops_the_run(tmp_path, flags):

@@ -111,7 +111,7 @@ def test_greedy_is_generate_token_for_token(kind, compactions):
      "original_max_position_embeddings": 16},
     {"rope_type": "linear", "factor": 3.0},
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},  # scales the attention too
-], ids=lambda rope: rope["rope_type"])  # fmt: skip
+], ids=lambda rope: rope["rope_type"])
 def test_scaled_rotary_embeddings_are_those_of_generate(rope):
     """As the config.json of Llama 3.2 names them, with numbers that matter at these lengths."""
     model = tiny_model(LlamaForCausalLM, scale=0.5, seed=6, rope_theta=100.0, rope_scaling=rope)
@@ -316,7 +316,7 @@ def test_without_a_replica_the_actors_weights_are_used_as_they_change():
      "a model with layers of type sliding_attention"),
     (LlamaConfig(rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
      "a model with rotary embeddings of type dynamic"),
-])  # fmt: skip
+])
 def test_a_model_that_the_engine_cannot_run_is_refused(config, reason):
     with pytest.raises(BadInput) as caught:
         check_supported(config)
@@ -390,7 +390,7 @@ def make_state(num_segments: int, num_slots: int, capacity: int = 4) -> DecodeSt
         torch.randperm(num_segments * num_slots, generator=random).view(num_segments, num_slots),
         torch.ones(num_segments, num_slots, dtype=torch.bool),
         torch.randint(1, 100, (num_segments, num_slots), generator=random), torch.tensor([0]), capacity,
-    )  # fmt: skip
+    )
 
 
 def by_row(state: DecodeState, t: int) -> dict[int, list[torch.Tensor]]:
@@ -432,7 +432,7 @@ def test_compaction_keeps_every_live_row_with_its_prefix_and_suffix(num_segments
 
 alive_slots = st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(
     lambda shape: st.lists(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=shape[0],
-                           max_size=shape[0])).map(np.array).filter(np.any)  # fmt: skip
+                           max_size=shape[0])).map(np.array).filter(np.any)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

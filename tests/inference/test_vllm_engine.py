@@ -88,7 +88,7 @@ def flags(base_model, countdown_data):
         "eval_problems": 20, "save_every": STEPS, "prompts_per_step": 16, "group_size": 4, "mini_batch_prompts": 8,
         "max_prompt_length": 64, "max_response_length": 48, "max_tokens_per_micro_batch": 320, "lr": 3e-4,
         "kv_cache_gb": 0.1, "zero_stage": 3,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_evaluation_with_either_engine_gives_the_number_that_training_logged(tmp
     trained = uft_run / "checkpoints" / f"step_{STEPS}" / "hf"
     logged = [evaluation_lines(uft_run)[i]["eval/accuracy"] for i in (-1, 0)]
     words = ["--model", str(trained), str(base_model), "--data", str(flags["data"]), "--eval_problems", "20",
-             "--max_prompt_length", "64", "--max_response_length", "48", "--kv_cache_gb", "0.1"]  # fmt: skip
+             "--max_prompt_length", "64", "--max_response_length", "48", "--kv_cache_gb", "0.1"]
     for engine, num_processes in (("vllm", 2), ("torch", 1)):
         output_dir = tmp_path / engine
         succeed(launch_words("training/eval.py", [*words, "--engine", engine, "--output_dir", str(output_dir)],

@@ -138,7 +138,7 @@ def test_data_given_by_different_ways_to_one_folder_are_one_task(tmp_path, monke
 @pytest.mark.parametrize(("given", "name"), [
     ("data", "data"), ("./data", "data"), ("data/data", "data"), ("/data", "data"), (".", "."), ("data/words", "words"),
     ("countdown", "countdown"), ("runs/quickstart/data", "quickstart"),
-])  # fmt: skip
+])
 def test_every_data_folder_has_a_name(tmp_path, given, name):
     runs = [write_run(tmp_path / "a", given, [0.1]), write_run(tmp_path / "b", given, [0.2])]
     assert data_name(runs[0]) == name

@@ -219,7 +219,7 @@ def table(**columns: object) -> pa.Table:
     """ROW and a second row like it, with `columns` (value or array) instead."""
     found = {name: columns.get(name, value) for name, value in ROW.items()}
     return pa.table({name: value if isinstance(value, pa.Array) else pa.array([value, value])
-                     for name, value in found.items()})  # fmt: skip
+                     for name, value in found.items()})
 
 
 def truth(**fields: object) -> dict:
@@ -337,7 +337,7 @@ BAD_FILES = {  # name -> the file, and what the message names besides it
     "math a list": (of_source("math500", target=["5"]), "row 0: math ground_truth"),
     "tree path a list": (of_source("tree", path=["A", "B"]), "row 0: tree ground_truth"),
     "tree path blank": (of_source("tree", path=" \n"), "row 0: tree ground_truth"),
-}  # fmt: skip
+}
 
 
 def write(folder, of: pa.Table | bytes) -> str:
@@ -371,7 +371,7 @@ GOOD_FILES = {  # name -> the file, and a field that it must give
                      {"target": 2**62, "numbers": [2**62, 0]}),
     "another column not UTF-8": (table().append_column("other", not_utf8()), "index", 0),
     "another column twice nested": (table().append_column("other", pa.array([[[{"a": [1]}]]] * 2)), "index", 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GOOD_FILES)
@@ -404,10 +404,10 @@ def loads_or_is_refused(folder: str) -> bool:
 
 scalars = (st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.binary(max_size=4)
            | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-           | st.sampled_from([*VERIFIERS, "<answer>", "5"]))  # fmt: skip
+           | st.sampled_from([*VERIFIERS, "<answer>", "5"]))
 FIELDS = ["role", "content", "ground_truth", "target", "numbers", "names", "solution", "path"]
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3)
-                      | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3), max_leaves=8)  # fmt: skip
+                      | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3), max_leaves=8)
 
 
 @settings(PROPERTY, max_examples=300)

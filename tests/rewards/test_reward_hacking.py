@@ -18,7 +18,7 @@ TASKS = {  # ground truth, a right answer, a wrong one
     "tree": ({"path": "BACA"}, "BACA", "BACB"),
     **{source: ({"target": "18"}, "18", "19") for source in NUMERIC_SOURCES},
     **{source: ({"target": r"4\sqrt{2}"}, r"4\sqrt{2}", r"4\sqrt{3}") for source in MATH_SOURCES},
-}  # fmt: skip
+}
 RIGHT_BLOCK, WRONG_BLOCK = "<answer> {right} </answer>", "<answer> {wrong} </answer>"
 
 # ---- where the answer stands: the same for every verifier ----
@@ -200,7 +200,7 @@ KK_LOGIC = [
     ("spaces up to 100,000 characters", f"{ROLES:100000}", 0.1),
     ("every assignment there is", " ".join(f"Zoey is a {z}, Oliver is a {o}, Mia is a {m}." for z in ("knight", "knave")
                                            for o in ("knight", "knave") for m in ("knight", "knave")), 0.1),
-]  # fmt: skip
+]
 NUMERIC = [  # 18
     ("another form", "1.8e1", 1.0),
     ("equal forms", "18 = 18.0 = 36/2", 1.0),
@@ -345,11 +345,11 @@ ANSWER_TRICKS = [
     ("tree", "a zero-width space", "BA\u200bCA", 0.1, {"path": "BACA"}),
     ("tree", "every path", " ".join(a + b + c + d for a in "ABC" for b in "ABC" for c in "ABC" for d in "ABC"), 0.1,
      {"path": "BACA"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("source", "trick", "answer", "reward", "truth"), ANSWER_TRICKS,
-                         ids=[f"{source}: {trick}" for source, trick, *_ in ANSWER_TRICKS])  # fmt: skip
+                         ids=[f"{source}: {trick}" for source, trick, *_ in ANSWER_TRICKS])
 def test_tricks_with_the_answer(source, trick, answer, reward, truth):
     found = score(source, f"Let us see. </think>\n<answer> {answer} </answer>", truth)
     assert (found.reward, found.correct) == (reward, reward == 1.0), trick

@@ -81,7 +81,7 @@ SENTENCE = ", ".join(STATEMENTS)
     "(i) {} (ii) {} (iii) {}", "- (1) {}\n- (2) {}\n- (3) {}", "{} & {} & {}", "{} | {} | {}", "{}; & {}; & {}",
     r"\text{{{}}} \\ \text{{{}}} \\ \text{{{}}}", r"\boxed{{\text{{{}}}, \text{{{}}}, \text{{{}}}}}",
     r"$\textbf{{{}}} \land {} \wedge {}$", r"\[ \text{{{}}}, \quad {}, \quad {} \]", r"\( {}, {}, {} \)",
-])  # fmt: skip
+])
 def test_lists_and_latex_around_the_statements_are_read(form):
     assert answered(form.format(*STATEMENTS)) == CORRECT
     assert answered(form.format(*STATEMENTS[:2], "Mia is a knight")) == WRONG_RESULT
@@ -94,7 +94,7 @@ def test_lists_and_latex_around_the_statements_are_read(form):
     "The solution is: ", "The solution is ", "The solution is:\n", "the final answer is: ", "So the answer is, ",
     "Therefore, the solution is: ", "Solution: ", "Answer:\n", "**Final answer:** ", "- So ", "The solution is that ",
     "The solution is as follows:\n",
-])  # fmt: skip
+])
 def test_a_lead_in_is_no_part_of_a_name(lead_in):
     assert answered(lead_in + SENTENCE) == answered(lead_in + RIGHT) == CORRECT
     assert answered(lead_in + SENTENCE.replace("Mia is a knave", "Mia is a knight")) == WRONG_RESULT
@@ -116,7 +116,7 @@ def test_a_lead_in_may_stand_before_any_statement():
     SENTENCE.replace(",", r" \lor"), rf"\text{{{SENTENCE}",
     "Zoey is a - knight, Oliver is a knave, Mia is a knave", "Zoey - is a knight, Oliver is a knave, Mia is a knave",
     f"~{SENTENCE}", f"!{SENTENCE}", f"`{SENTENCE}`", f'"{SENTENCE}"', f"{SENTENCE} {{", f"[{SENTENCE}]",
-])  # fmt: skip
+])
 def test_what_may_deny_or_doubt_the_statements_or_is_not_in_the_grammar_is_not_right(answer):
     assert answered(answer) in (UNPARSABLE, WRONG_RESULT)
 
@@ -149,7 +149,7 @@ def test_the_longest_answer_is_read_and_one_character_more_is_not():
 
 
 HUGE = ["Zoey is a knight ", "is ", "(1) ", "Zoey ", "((((", "\u0301", "-'", "so ", "\\text{", "\\text{a}", "- ",
-        "- so", "the ", "the solution is ", ": "]  # fmt: skip
+        "- so", "the ", "the solution is ", ": "]
 
 
 @pytest.mark.parametrize("part", HUGE)
@@ -201,7 +201,7 @@ def test_a_malformed_ground_truth_is_an_error_whatever_the_completion(completion
 
 
 names = st.lists(st.sampled_from(["Ava", "Noah", "Mary Ann", "O'Neil", "Anne-Lou", "\u00c9lo\u00efse", "Andy"]),
-                 min_size=1, max_size=6, unique=True)  # fmt: skip
+                 min_size=1, max_size=6, unique=True)
 
 
 @PROPERTY

@@ -169,7 +169,7 @@ def test_an_equation_in_something_else_is_not_its_right_side():
         ("5,6", ["2x=5,6", "x^2=5, x=6", "3=5, 6"]),
         ("(5,6)", ["(2,3)=(5,6)", "2x=(5,6)", "(x,2)=(5,6)"]),
         ("x=5", ["2x=5", "y=5", "1+1=5", "f(2)=5"]),
-    ]:  # fmt: skip
+    ]:
         assert rewarded(target, answers) == []
 
 
@@ -182,7 +182,7 @@ def test_names_of_what_was_asked_and_true_chains_are_left_out():
         ("(5,6)", ["(x,y)=(5,6)", "x=(5,6)", "(x, y) = (4+1, 6)", "P=(x,y)=(5,6)"]),
         ("1234", ["1,234 = 1234", "x = 1,234"]),
         ("y=2x+3", ["2x+3", "3+2x", "y-3=2x", "2y=4x+6"]),
-    ]:  # fmt: skip
+    ]:
         assert rewarded(target, answers) == answers
 
 
@@ -192,7 +192,7 @@ UNITS = ["km/h", "m", "s", "J", "m/s", "m/s^2", "m^2", "cm^{2}", "cm\u00b2", "kg
          "sq. ft.", "mi", "kW", "Hz", "miles/hour", "dollars/day", "square units", r"\mathrm{~km} / \mathrm{h}",
          r"\text{ km/h}", r"\text{ m/s}^2", r"\text{ m}/\text{s}", r"\mathrm{m\,s^{-1}}", r"\text{ cm}^2",
          r"\mathrm{cm}^{3}", r"\rm{cm}", r"\mathrm{~K}",
-         r"\text{ kcal m}^{-2} \text{yr}^{-1}", r"^\circ C", r"^\circ\text{C}", "\u00b0C"]  # fmt: skip
+         r"\text{ kcal m}^{-2} \text{yr}^{-1}", r"^\circ C", r"^\circ\text{C}", "\u00b0C"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=ascii)
@@ -204,14 +204,14 @@ def test_a_unit_changes_nothing(unit):
 
 def test_what_may_be_a_variable_a_thousand_or_another_number_is_no_unit():
     answers = ["5 x", "5x", "5m", "5 n", "5 ab", "5 xy", "5 xyz", "5/m", "5 cm/2", "5 + 1 cm", "5\u00b2", "5K", "5k",
-               "5 M", r"5\text{K}", r"5\text{k}", r"5\text{ M}", r"5\text{B}", "25, 26 m", "5 cm or 6 cm"]  # fmt: skip
+               "5 M", r"5\text{K}", r"5\text{k}", r"5\text{ M}", r"5\text{B}", "25, 26 m", "5 cm or 6 cm"]
     assert rewarded("5", answers) == []
     for target in ("2n", "2 m", "2 m/s", "2 n", "2 J"):
         assert rewarded(target, ["2"]) == []
 
 
 @pytest.mark.parametrize("word", ["million", "millions", "thousands", "dozens", "hundreds", "pairs", "lakh", "crores",
-                                  "tens", "bn", "mln", "sixteenths"])  # fmt: skip
+                                  "tens", "bn", "mln", "sixteenths"])
 def test_a_word_of_quantity_changes_the_number_in_singular_and_plural(word):
     answers = [f"5 {word}", rf"5\text{{ {word}}}", f"5 {word} dollars", rf"5 \mathrm{{~{word.title()}}}"]
     assert rewarded("5", answers) == []
@@ -231,10 +231,10 @@ def test_the_halves_of_a_day_are_told_apart_where_both_are_named():
 
 def test_degrees_of_a_sine_are_no_radians():
     half = [r"\sin 30^\circ", r"\sin{30^{\circ}}", r"\sin(30^\circ)", "\\cos 60\u00b0", r"2\sin 15^\circ\cos 15^\circ",
-            r"\sin^2 45^\circ", r"\sin 30\degree"]  # fmt: skip
+            r"\sin^2 45^\circ", r"\sin 30\degree"]
     assert rewarded(r"\frac12", [*half, r"\sin 30"]) == half
     assert rewarded(r"\sin 20^\circ", [r"\sin 20^{\circ}", r"\cos 70^\circ", r"\sin 20"]) == [
-        r"\sin 20^{\circ}", r"\cos 70^\circ"]  # fmt: skip
+        r"\sin 20^{\circ}", r"\cos 70^\circ"]
 
 
 def test_a_base_of_a_logarithm_may_have_braces():
@@ -252,7 +252,7 @@ def test_repeating_decimals_are_exact():
 def test_signs_of_unicode_are_latex():
     assert rewarded(r"2\pi", ["2\u03c0", "2 \u03c0 cm", "2pi", "2*pi"]) == ["2\u03c0", "2 \u03c0 cm", "2pi", "2*pi"]
     assert rewarded(r"3\sqrt{2}", ["3\u221a2", "3\u00b7\u221a(2)", "3\u00d7\u221a2", "\u221a3"]) == [
-        "3\u221a2", "3\u00b7\u221a(2)", "3\u00d7\u221a2"]  # fmt: skip
+        "3\u221a2", "3\u00b7\u221a(2)", "3\u00d7\u221a2"]
     assert rewarded(r"x \le 5", ["x \u2264 5", "x \u2265 5"]) == ["x \u2264 5"]
     assert rewarded("25", ["5\u00b2", "x\u00b2 = 25"]) == ["5\u00b2"]
 
@@ -290,7 +290,7 @@ def test_an_error_comes_before_any_comparison(monkeypatch):
 
 HUGE = [r"\frac{", r"\boxed{", r"\text{a}", "{", "$", "1 ", " ", r"\frac1", r"\left(", "a b ", "9,", r"\text{", "x=",
         "a+", "=5", ",a=", "5 cm ", "cm/", r"5 \text{m}", r"\text{m}/", "m^2", "{m/s^", r"5 m\cdot ", "\u221a(",
-        r"\sin 3^\circ", r"9.\bar9", "(a,", "a.m.", "\u03c0", r"\text {a^-1 "]  # fmt: skip
+        r"\sin 3^\circ", r"9.\bar9", "(a,", "a.m.", "\u03c0", r"\text {a^-1 "]
 
 
 @pytest.mark.parametrize("part", HUGE)

@@ -115,13 +115,13 @@ def test_several_numbers_are_wrong_unless_equal(answer):
         "__import__('os')", "exec 18; eval(18)#",
     ],
     ids=ascii,
-)  # fmt: skip
+)
 def test_what_is_not_one_number_is_unparsable(answer):
     assert answered(answer) == UNPARSABLE
 
 
 WORDS_OF_QUANTITY = ("million millions billions thousand thousands hundreds tens dozens pairs lakh lakhs crore crores "
-                     "mln bn sixteenths tenths")  # fmt: skip
+                     "mln bn sixteenths tenths")
 
 
 @pytest.mark.parametrize("word", WORDS_OF_QUANTITY.split())
@@ -143,7 +143,7 @@ def test_a_letter_that_may_be_a_thousand_or_a_variable_is_no_unit(answer):
         "f(2) = 18", "m+n+18", r"18 \cdot m", r"18 dol\cdotlars", "18^{-1}", r"\overline{3}",
         r"0.\overline{}", r"0.\overline{1}8",
     ],
-)  # fmt: skip
+)
 def test_an_equation_in_anything_but_a_name_or_a_sum_of_names_is_not_its_right_side(answer):
     assert answered(answer) in (UNPARSABLE, WRONG_RESULT)
 

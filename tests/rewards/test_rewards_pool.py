@@ -318,7 +318,7 @@ def test_nothing_that_a_model_wrote_reaches_the_compiler(mode):
 
 def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeypatch):
     verdicts = {"x+1": CORRECT, "x+2": TIMEOUT, "x+3": CRASHED}
-    monkeypatch.setattr(pool, "compare_all", lambda comparisons, _on_progress: [verdicts[one.answer] for one in comparisons])
+    monkeypatch.setattr(pool, "compare_all", lambda them, _on_progress: [verdicts[one.answer] for one in them])
     monkeypatch.setattr(rollouts, "completion_text", lambda rollout, _: f"<answer>{rollout.response_ids[0]}</answer>")
     problem = Problem(0, "math500", "p", (), "", {"target": "1+x"})
     prompt = Prompt(problem, [1], [], 0)

@@ -27,7 +27,7 @@ def flags(base_model, countdown_data, tmp_path):
         "eval_every": 500, "eval_problems": 4, "save_every": 500, "prompts_per_step": 16, "mini_batch_prompts": 8,
         "max_prompt_length": 64, "max_response_length": 32, "max_tokens_per_micro_batch": 320, "lr": 1e-4,
         "zero_stage": 2, "group_size": 4,
-    }  # fmt: skip
+    }
 
 
 class Fault:
@@ -65,7 +65,7 @@ def test_a_stopped_rank_ends_the_run_at_the_limit_with_the_stacks_of_the_others(
 @pytest.mark.parametrize(("number", "said"), [
     (signal.SIGKILL, "was killed (out of memory? see dmesg) or crashed"),
     (signal.SIGUSR1, "ValueError: a bug of one rank"),
-], ids=["killed", "failed"])  # fmt: skip
+], ids=["killed", "failed"])
 def test_a_rank_that_is_killed_or_fails_ends_the_run_and_is_told_last(flags, number, said):
     fault = Fault(flags["output_dir"], 1, number)
     result = launch("training/rft.py", flags, 2, fault=fault, **FAULTS)

@@ -140,9 +140,9 @@ def test_samples_are_labelled_or_coloured_and_cannot_command_the_terminal(tmp_pa
         coloured = capsys.readouterr().out
     assert plain == (
         "--- step 3, evaluation sample: reward 0.1, wrong result\n"
-        "[prompt] ask\n\n[hint] hint\n\n[response] answer\ufffd[31m\ufffd\ufffd2J\n---\n"
+        "[prompt] ask\n\n[hint] hint\n\n[response] answer\\x1b[31m\\r\\x9b2J\n---\n"
     )
-    assert "\033[2mask\n\033[0m\033[33mhint\n\033[0m\033[32manswer\ufffd[31m\033[0m" in coloured
+    assert "\033[2mask\n\033[0m\033[33mhint\n\033[0m\033[32manswer\\x1b[31m\033[0m" in coloured
 
 
 def test_the_bar_and_the_evaluation_line_show_the_numbers(tmp_path, capsys):

@@ -39,7 +39,7 @@ def flags(base_model, countdown_data, tmp_path):
         "model": base_model, "data": countdown_data, "output_dir": tmp_path / "run", "total_steps": 2,
         "eval_problems": 2, "prompts_per_step": 16, "group_size": 64, "mini_batch_prompts": 16, "temperature": 3.0,
         "max_prompt_length": 64, "max_response_length": 120, "max_tokens_per_micro_batch": 40_000, "engine": "torch",
-    }  # fmt: skip
+    }
 
 
 def launch_limited(flags, text: str, rank: int, room: int, num_processes: int):

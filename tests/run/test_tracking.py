@@ -151,7 +151,7 @@ def test_a_run_does_not_wait_for_a_server_that_is_not_there(tmp_path, base_model
         "eval_problems": 2, "prompts_per_step": 4, "mini_batch_prompts": 4, "max_prompt_length": 64,
         "max_response_length": 16, "max_length": 128, "max_tokens_per_micro_batch": 256, "zero_stage": 0,
         "tracker": "wandb",
-    }, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_MODE="online")  # fmt: skip
+    }, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_MODE="online")
     assert succeed(result).stdout.count("tracker wandb is off, the run goes on: ") == 1
     assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2] and survivors(result) == []
     finished = os.stat(tmp_path / "run" / "metrics.jsonl").st_mtime

@@ -69,7 +69,7 @@ class Ranks:
                 subprocess.Popen([sys.executable, "-c", RANK, str(folder), str(limit), fault], stderr=errors,
                                  stdout=subprocess.PIPE, text=True, env=environment | {"RANK": str(rank)})
                 for rank, fault in enumerate(faults)
-            ]  # fmt: skip
+            ]
 
     def when_there(self, rank: int) -> subprocess.Popen:
         end = time.monotonic() + 60

@@ -30,7 +30,7 @@ def test_twenty_steps_give_the_golden_numbers(tmp_path, exact_base_model, countd
         "total_steps": STEPS, "eval_every": 10, "eval_problems": 32, "save_every": 99, "prompts_per_step": 8,
         "mini_batch_prompts": 4, "max_prompt_length": 64, "max_response_length": 40,
         "max_tokens_per_micro_batch": 400, "lr": 3e-4, "zero_stage": 0,
-    }  # fmt: skip
+    }
     own = {"max_length": 96} if name == "sft" else {"group_size": 4, "kl_coef": 0.1, "entropy_coef": 0.01}
     if name in ("uft", "stage"):
         own |= {"hint_steps": 12, "sft_coef": 0.1}

@@ -18,16 +18,16 @@ QWEN3B = "Qwen/Qwen2.5-3B"
 
 # The authors' defaults, flag -> value.
 COMMON = {"max_prompt_length": 256, "max_response_length": 1024, "prompts_per_step": 256, "weight_decay": 0.01,
-          "max_grad_norm": 1, "eval_every": 25, "save_every": 100, "beta1": 0.9}  # fmt: skip
+          "max_grad_norm": 1, "eval_every": 25, "save_every": 100, "beta1": 0.9}
 GRPO = COMMON | {"total_steps": 500, "group_size": 4, "mini_batch_prompts": 64, "temperature": 1, "clip_eps": 0.2,
-                 "kl_coef": 0.001, "entropy_coef": 0.001, "lr": 1e-6, "beta2": 0.999}  # fmt: skip
+                 "kl_coef": 0.001, "entropy_coef": 0.001, "lr": 1e-6, "beta2": 0.999}
 STAGED = {"hint_steps": 300, "hint_slices_max": 5, "sft_coef": 0.001}
 UFT = GRPO | STAGED | {"p_high": 0.95, "p_low": 0.05}
 SFT = COMMON | {"total_steps": 200, "mini_batch_prompts": 256, "lr": 1e-5, "warmup": 0.1, "beta2": 0.95,
-                "max_length": 1024}  # fmt: skip
+                "max_length": 1024}
 EVAL = {"max_prompt_length": 1024, "max_response_length": 1024}
 AS_THE_MACHINE_NEEDS = {"zero_stage", "dtype", "gradient_checkpointing", "max_tokens_per_micro_batch", "kv_cache_gb",
-                        "engine", "seed", "model", "data", "output_dir"}  # fmt: skip
+                        "engine", "seed", "model", "data", "output_dir"}
 
 # script -> (training script, processes, model, recipe) of each command it starts, under --check
 EXPECTED = {
@@ -45,7 +45,7 @@ EXPECTED = {
     "uft_llama3b": [("uft", 4, "meta-llama/Llama-3.2-3B", UFT)],
 }
 PARAMETERS = {QWEN3B: "3,085,938,688", "Qwen/Qwen2.5-0.5B": "494,032,768", "Qwen/Qwen2.5-1.5B": "1,543,714,304",
-              "meta-llama/Llama-3.2-1B": "1,235,814,400", "meta-llama/Llama-3.2-3B": "3,212,749,824"}  # fmt: skip
+              "meta-llama/Llama-3.2-1B": "1,235,814,400", "meta-llama/Llama-3.2-3B": "3,212,749,824"}
 STUB = """#!/usr/bin/env bash
 printf '%s\\n' "$@" END >>"$RECORD"
 exit "${STATUS:-0}"

@@ -26,7 +26,7 @@ from utils.run.errors import BadInput
 from utils.types import Sampling
 
 PENALTIES = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_p": 0.9, "min_new_tokens": 9,
-             "suppress_tokens": [2, 3, 4], "bad_words_ids": [[5]], "max_length": 4}  # fmt: skip
+             "suppress_tokens": [2, 3, 4], "bad_words_ids": [[5]], "max_length": 4}
 
 
 def write(model, base_model, folder):
@@ -56,7 +56,7 @@ def sft_flags(model, countdown_data, output_dir):
 @pytest.mark.parametrize(("kind", "settings"), [
     (GraniteForCausalLM, {"logits_scaling": 8.0}), (PhiForCausalLM, {}),
     (Gemma2ForCausalLM, {"final_logit_softcapping": 5.0}),
-])  # fmt: skip
+])
 def test_sft_trains_on_the_models_own_loss_whatever_its_head_is(tmp_path, base_model, countdown_data, kind, settings):
     """Float32, and means over some 200 tokens: 1e-6 a token of rounding; a head taken for a matrix is off by whole
     nats."""

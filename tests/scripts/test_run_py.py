@@ -10,8 +10,8 @@ import pytest
 
 from launch_scripts import run
 from tests.scripts.test_launch_scripts import HALVES, QWEN3B, WORDS, half, plan_of
-from utils.data import BUILT_IN
 from utils.tasks import countdown
+from utils.tasks.registry import BUILT_IN
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_run_py_goes_on_with_two_halves_as_the_script_does(run_py, tmp_path, the
         half(tmp_path / "runs" / "sft_rft_m_countdown_0" / script, checkpoint)
     _, printed, _, _ = run_py("--algo sft_rft --data countdown --model m")
     assert [(line.split("training/")[1].split(".py")[0], next((how for how in ("resume", "overwrite")
-             if line.endswith(f"--{how}")), "")) for line in printed] == started  # fmt: skip
+             if line.endswith(f"--{how}")), "")) for line in printed] == started
 
 
 def test_status_is_the_first_failing_commands(run_py):
@@ -152,7 +152,7 @@ def test_eval_evaluates_the_latest_checkpoint_or_the_model_and_tells_which(run_p
     ("--algo ppo", "--algo: invalid choice: 'ppo'"),
     ("--total_steps 3", "unrecognized arguments: --total_steps 3"),  # belongs after --
     ("--T many", "--T: invalid int value: 'many'"),
-])  # fmt: skip
+])
 def test_refused_input_of_run_py(run_py, changes, rule):
     status, printed, started, error = run_py(f"--algo uft --data countdown --model m {changes}")
     assert status == 2 and not printed and not started and rule in error
@@ -198,7 +198,7 @@ def test_logic_has_two_names_and_help_tells_both(run_py, capsys):
 @pytest.mark.parametrize(("given", "taken"), [
     ("Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B"), ("Llama-3.2-1B", "meta-llama/Llama-3.2-1B"), ("gpt2", "gpt2"),
     ("./Qwen2.5-1.5B", "./Qwen2.5-1.5B"), ("mine/Qwen2.5-1.5B", "mine/Qwen2.5-1.5B"),
-])  # fmt: skip
+])
 def test_models_of_the_paper_do_without_their_organisation(run_py, given, taken):
     assert f" --model {taken} " in run_py(f"--model {given}")[1][0]
 

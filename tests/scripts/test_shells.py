@@ -83,7 +83,7 @@ def test_setup_sourced_names_its_environment_and_leaves_the_shell_as_it_was(chec
 @pytest.mark.parametrize(("build", "exported", "accelerator"), [
     ("2.13.0+cpu", {}, "cpu"), ("2.13.0", {}, "none"), ("", {}, "none"),
     ("2.13.0+cpu", {"DS_ACCELERATOR": "xpu"}, "xpu"),
-])  # fmt: skip
+])
 def test_deepspeed_looks_for_no_gpu_where_pytorch_is_the_cpu_build(checkout, build, exported, accelerator):
     python = checkout / ".venv" / "bin" / "python"
     python.unlink()
@@ -105,7 +105,7 @@ def test_quickstart_takes_the_gpus_that_are_visible(checkout):
     python.chmod(0o755)
     for gpus, visible, words in (("0", "", "--num_gpus 2"), ("0", "1", "--num_gpus 2"), ("1", "", "--num_gpus 1"),
                                  ("8", "", "--num_gpus 2"), ("1", "3", "--include localhost:3"),
-                                 ("3", "5,6,7", "--include localhost:5,6")):  # fmt: skip
+                                 ("3", "5,6,7", "--include localhost:5,6")):
         (checkout / "record").unlink(missing_ok=True)
         assert bash(["launch_scripts/quickstart.sh"], checkout, GPUS=gpus, CUDA_VISIBLE_DEVICES=visible).returncode == 0
         assert (checkout / "record").read_text().splitlines()[3].startswith(f"--quiet {words} training/uft.py ")
@@ -170,13 +170,13 @@ def test_setup_makes_an_environment_whatever_is_exported(checkout, tmp_path):
     shutil.rmtree(checkout / ".venv")
     variables = {"PYTHON": str(tmp_path / "my python" / "python"), "PYTHONPATH": str(tmp_path / "broken"),
                  "PIP_USER": "1", "PYTHONHOME": "/nowhere", "CDPATH": ".:/", "GREP_OPTIONS": "--color=always",
-                 "POSIXLY_CORRECT": "1"}  # fmt: skip
+                 "POSIXLY_CORRECT": "1"}
     result = bash(["launch_scripts/setup.sh", "some.txt"], checkout, **variables)
     assert result.returncode == 0, result.stderr
     stamps = {path.name for path in (checkout / ".venv").glob(".installed-*")}
     assert stamps == {".installed-some.txt", ".installed-more.txt"}
     assert sorted(path.name for path in checkout.iterdir()) == [".venv", "launch_scripts", "more.txt",
-        "requirements-cpu.txt", "requirements.txt", "some.txt"]  # fmt: skip
+        "requirements-cpu.txt", "requirements.txt", "some.txt"]
     assert bash(["launch_scripts/setup.sh", "some.txt"], checkout, **variables).stdout == ""  # nothing left to do
 
 

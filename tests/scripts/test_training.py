@@ -24,7 +24,7 @@ TRAINING_FIELDS = {
     "skipped_updates", "lr", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups",
     "logprob_mismatch", "tokens_per_second",
     "seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update",
-}  # fmt: skip
+}
 COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups")
 TOLERANCE = {"rel": CLOSE["rtol"], "abs": CLOSE["atol"]}
 STEPS, HINT_STEPS, PROMPTS, RESPONSE_LENGTH = 4, 2, 16, 48
@@ -38,7 +38,7 @@ def flags(base_model, countdown_data):
         "eval_problems": 20, "save_every": 2, "prompts_per_step": PROMPTS, "group_size": 4, "mini_batch_prompts": 8,
         "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH, "max_tokens_per_micro_batch": 320, "lr": 1e-3,
         "kl_coef": 0.1, "entropy_coef": 0.01,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +143,10 @@ def test_hints_are_those_of_the_schedule_and_end_with_it(uft_run, uft_flags, bas
 @pytest.mark.parametrize(("name", "own", "has_sft_loss"), [
     ("stage", {"hint_steps": 6, "sft_coef": 0.1}, True),  # two chunks: three stages of two steps
     ("r3", {}, False),
-])  # fmt: skip
+])
 def test_stage_and_r3_train_with_the_hints_of_their_schedules(
     tmp_path, flags, exact_base_model, countdown_data, name, own, has_sft_loss
-):  # fmt: skip
+):
     own = flags | own | {"model": exact_base_model, "output_dir": tmp_path / "run"}
     succeed(launch(f"training/{name}.py", own | {"zero_stage": 3, "eval_every": 4}, 2, **IN_FLOAT64))
     script, hint_of = {"stage": (stage, stage.stage_hint), "r3": (r3, r3.draw_hint)}[name]
@@ -345,7 +345,7 @@ def test_dump_batch_tells_prompt_hint_and_responses_apart(uft_launch, countdown_
     printed = uft_launch[1]
     assert printed.count("tokens, no loss): ") == printed.count("tokens, sft_loss): ") == 1  # one process prints
     assert printed.count("tokens, pg_loss with advantage ") == 4
-    prompt = printed.split("tokens, no loss): ")[1].split("\033")[0]
+    prompt = printed.split("tokens, no loss): ")[1].split("\nhint (")[0]
     [problem] = [one for one in load_problems(str(countdown_data), "train") if one.prompt == prompt]
-    hint = printed.split("tokens, sft_loss): ")[1].split("\033")[0].replace("|", "")
+    hint = printed.split("tokens, sft_loss): ")[1].split("\nresponse (")[0].replace("|", "")
     assert hint and "".join(problem.solution).startswith(hint)

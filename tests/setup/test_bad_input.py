@@ -26,7 +26,7 @@ from utils.setup.inputs import attention_window
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
-                                             "max_tokens_per_micro_batch")}  # fmt: skip
+                                             "max_tokens_per_micro_batch")}
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ BAD_FLAGS = [
     ({"data": "/no/such/folder"}, "flag --data /no/such/folder: must be a built-in task (aime24, amc, countdown, "),
     ({"model": "/no/such/model"}, "flag --model /no/such/model: no such folder"),
     ({"model": "nobody/unreachable-3b"}, "flag --model nobody/unreachable-3b: config and tokenizer cannot be loaded"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "rule"), BAD_FLAGS, ids=[" ".join(to_words(changes)) for changes, _ in BAD_FLAGS])
@@ -153,7 +153,7 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("eval", {"kv_cache_gb": -1}, "flag --kv_cache_gb -1.0: must be greater than 0"),
     ("eval", {"num_samples": -1}, "flag --num_samples -1: must not be negative"),
     ("eval", {"temperature": 0}, "flag --temperature 0.0: must be greater than 0"),
-])  # fmt: skip
+])
 def test_bad_flag_of_another_script(call, flags, name, changes, rule):
     expect(call(name, of_script(name, flags) | changes), rule)
 
@@ -205,7 +205,7 @@ def test_a_model_that_looks_back_less_than_training_does(call, flags, base_model
 @pytest.mark.parametrize(("settings", "what"), [
     ({"length_penalty": 2.0}, "no checkpoint could hold its GenerationConfig: "),
     ({"early_stopping": "perhaps"}, "generation_config.json cannot be read (`early_stopping` must be"),
-])  # fmt: skip
+])
 def test_a_model_that_no_checkpoint_could_hold(call, flags, base_model, tmp_path, name, settings, what):
     shutil.copytree(base_model, tmp_path / "model")
     path = tmp_path / "model" / "generation_config.json"
@@ -244,7 +244,7 @@ def changed_data(countdown_data: Path, folder: Path, split: str, change) -> Path
 @pytest.mark.parametrize(("name", "column"), [
     *((name, column) for name in ("rft", "sft", "uft") for column in ("data_source", "prompt", "reward_model")),
     ("uft", "hint"), ("stage", "hint"), ("r3", "hint"), ("sft", "answer"),
-])  # fmt: skip
+])
 def test_missing_column(call, flags, countdown_data, tmp_path, name, column):
     folder = changed_data(countdown_data, tmp_path / "data", "train", lambda table: table.drop_columns([column]))
     expect(call(name, of_script(name, flags) | {"data": folder}),
@@ -253,7 +253,7 @@ def test_missing_column(call, flags, countdown_data, tmp_path, name, column):
 
 @pytest.mark.parametrize(("name", "column", "empty"), [
     ("uft", "hint", [""]), ("stage", "hint", []), ("r3", "hint", [""]), ("sft", "answer", ""),
-])  # fmt: skip
+])
 def test_rows_without_what_the_script_learns_from(call, flags, countdown_data, tmp_path, name, column, empty):
     def clear(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
@@ -461,7 +461,7 @@ def test_check_from_the_shell(flags):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"learning_rate": 1}, "--learning_rate"),
     ({"mini_batch_prompts": 1}, "error: flag --mini_batch_prompts 1: must be a multiple of the number of processes, 2"),
-])  # fmt: skip
+])
 def test_launch_of_two_processes_ends_with_the_message_and_leaves_none_behind(flags, changes, message):
     result = launch("training/uft.py", flags | changes, num_processes=2)
     assert result.returncode != 0

@@ -70,7 +70,7 @@ def test_the_models_of_the_paper_have_their_published_number_of_parameters(name)
     heads=st.sampled_from([1, 2, 4]), hidden=st.sampled_from([8, 16]), intermediate_size=st.integers(1, 30),
     layers=st.integers(1, 3), tied=st.booleans(), biases=st.tuples(st.booleans(), st.booleans()),
     head_dim=st.sampled_from([None, 6]),
-)  # fmt: skip
+)
 def test_parameters_are_those_of_the_model_transformers_builds(
     kind, vocab_size, heads, hidden, intermediate_size, layers, tied, biases, head_dim
 ):
@@ -80,7 +80,7 @@ def test_parameters_are_those_of_the_model_transformers_builds(
         kind, vocab_size=vocab_size, hidden_size=hidden, intermediate_size=intermediate_size, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), tie_word_embeddings=tied,
         **({"head_dim": head_dim} if head_dim else {}), **of_kind,
-    )  # fmt: skip
+    )
     assert shape_of(config).parameters == sum(parameter.numel() for parameter in model_of(config).parameters())
 
 
@@ -102,7 +102,7 @@ def test_a_model_of_another_type_has_no_shape():
     ({"zero_stage": 0, "offload": True}, (2, 2, 12), 0),  # offloads nothing
     ({"zero_stage": 2, "offload": True}, (2, 0, 0), 6 + 3),
     ({"zero_stage": 3, "offload": True}, (0, 0, 0), 6 + 3 + 1),
-])  # fmt: skip
+])
 def test_states_of_one_parameter_on_two_processes(changes, states, on_cpu):
     assert training_states(1, replace(RUN, **changes)) == (
         dict(zip(("weights", "gradients", "optimiser"), states, strict=True)), on_cpu)
@@ -213,13 +213,13 @@ def test_what_is_always_there_under_stage_3_and_below():
     assert always == {"weights": n, "gradients": n, "optimiser": 6 * n, "reference": n,
                       "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET}
     assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2)
-                                       + masks(RUN) + 2 * n) and n < LIVE  # fmt: skip
+                                       + masks(RUN) + 2 * n) and n < LIVE
     assert phases["optimiser step"] == (4 + 4) * n / 2 and on_cpu == 0
     always, phases, _ = estimate(SMALL, replace(RUN, zero_stage=0, has_reference=False))
     assert (always["reference"], always["replica for generating"], always["weights"]) == (0, 0, 2 * n)
     assert always["gradient bucket"] == 0
     assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2)
-                                       + masks(RUN))  # fmt: skip
+                                       + masks(RUN))
 
 
 def test_offloading_moves_the_reference_too_under_stage_3():

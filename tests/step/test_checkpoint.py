@@ -133,7 +133,7 @@ def test_another_zero_stage_or_number_of_processes_is_refused_whatever_is_allowe
 @pytest.mark.parametrize(("keep_last", "keep_every", "gone"), [
     (0, 0, []), (1, 0, [2, 4, 6, 8, 10]), (3, 0, [2, 4, 6]), (9, 0, []), (1, 4, [2, 6, 10]), (2, 6, [2, 4, 8]),
     (0, 4, []),
-])  # fmt: skip
+])
 def test_the_newest_and_every_nth_are_kept(tmp_path, keep_last, keep_every, gone):
     for step in (2, 4, 6, 8, 10, 12):
         (tmp_path / f"step_{step}").mkdir()
@@ -169,7 +169,7 @@ def test_a_run_that_went_back_keeps_the_checkpoints_it_writes(tmp_path, base_mod
     flags = {
         "model": base_model, "data": countdown_data, "output_dir": tmp_path, "eval_problems": 2, "prompts_per_step": 4,
         "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8, "zero_stage": 0,
-    }  # fmt: skip
+    }
     again = {"resume": True, "allow_changes": True, "save_every": 1}
     succeed(start("training/sft.py", flags | {"total_steps": 6, "save_every": 2}))
     succeed(start("training/sft.py", flags | again | {"resume_step": 2, "keep_last": 2, "total_steps": 4}))
@@ -229,7 +229,7 @@ def test_a_run_is_resumed_at_the_other_stages_too(tmp_path, base_model, countdow
         "model": base_model, "data": countdown_data, "output_dir": tmp_path, "eval_problems": 2, "prompts_per_step": 4,
         "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8,
         "zero_stage": zero_stage,
-    }  # fmt: skip
+    }
     succeed(start("training/sft.py", flags | {"total_steps": 1}))
     succeed(start("training/sft.py", flags | {"total_steps": 2, "resume": True, "allow_changes": True}))
     assert [line["step"] for line in training_lines(tmp_path)] == [1, 2]

@@ -98,7 +98,7 @@ def test_a_run_stops_and_its_last_checkpoint_stays(tmp_path, base_model, countdo
         "model": base_model, "data": countdown_data, "output_dir": output_dir, "total_steps": 4, "eval_problems": 2,
         "save_every": 1, "prompts_per_step": 8, "group_size": 2, "mini_batch_prompts": 4, "max_prompt_length": 64,
         "max_response_length": 16, "max_tokens_per_micro_batch": 192, "lr": 1e-3, "entropy_coef": 1e39,
-    }, num_processes=2)  # fmt: skip
+    }, num_processes=2)
     assert result.returncode == 1 and survivors(result) == []
     message = result.stderr.splitlines()[-1]
     assert message.startswith("stopped: ") and result.stderr.count("stopped: ") == 1

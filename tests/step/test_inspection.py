@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from inference.generate import pieces
 from tests.helpers.models import CPU, byte_tokenizer, make_problem
-from utils.inspection import GREEN, RESET, describe_group, paint, pieces
+from utils.inspection import describe_group
 from utils.packing import Segment, _tensors, pack
 from utils.prompts import PromptBuilder, decode, encode
+from utils.run.terminal import GREEN, RESET, paint
 from utils.types import Prompt, Rollout
 
 TOKENIZER = byte_tokenizer()

@@ -53,11 +53,11 @@ HUB = {
         ["Which?", "Both?"],
         ["\\frac{1}{2}", "$1$, $2$"],
     ),
-}  # fmt: skip
+}
 DATA_SOURCES = {
     "gsm8k": "openai/gsm8k", "aime24": "aime", "amc": "amc", "math500": "math500", "minerva": "minerva",
     "olympiad_bench": "olympiad_bench",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_configs_files_may_lie_in_the_folder_itself_and_its_neighbours_are_not
         (3.0, "3"), (3.5, "3.5"), (12, "12"), (" x ", "x"), ("$x$", "x"), ("$$ x $$", "x"), ("\\$5", "\\$5"),
         ("$1$ or $2$", "$1$ or $2$"), (["$1$", "2"], "1, 2"),
     ],
-)  # fmt: skip
+)
 def test_an_answer_becomes_text(answer, target):
     assert benchmarks.plain(answer) == target
 

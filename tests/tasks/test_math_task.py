@@ -60,7 +60,7 @@ def test_chunks_are_lines_and_sentences_and_keep_latex_whole(expected):
 whole = st.sampled_from(
     ["$x. Y$", "$$a. B\nc$$", "\\[u. V\n\\]", "\\(p. Q\\)", "\\begin{align*}\na. B\\\\\n\\end{align*}", "\\{", "\\$",
      "\\text{If $n$. Then\n}", "$\\text{if \\$}. Z$", "[asy]\n$ draw. Me\n[/asy]", "\\frac{1. A}{2\n}"]
-)  # fmt: skip
+)
 between = st.sampled_from([" ", "\n", "\n\n", ". ", ". Then ", ", so ", ". and "])
 
 
@@ -268,7 +268,7 @@ def test_the_authors_solutions_with_our_targets_score_one():
         answer = competition_math.boxed_answer(solution)
         ours = competition_math.to_row(competition_math.DATA_SOURCE, problem, solution, answer, 0, "test")
         items += [(competition_math.DATA_SOURCE, ours["answer"], truth["ground_truth"])
-                  for truth in (ours["reward_model"], row["reward_model"])]  # fmt: skip
+                  for truth in (ours["reward_model"], row["reward_model"])]
     assert [reward for reward, _, _ in score_all(items)] == [1.0] * 2_048
 
 

@@ -82,7 +82,7 @@ def test_same_flags_same_bytes_and_another_seed_other_walks(data, tmp_path):
     ({"test_problems": 0}, "flag --test_problems 0: must be at least 1"),
     ({"depth": 2, "train_problems": 13, "test_problems": 4}, "flag --train_problems 13: and --test_problems 4 are more "
      "than the 16 walks of --branching 4 and --depth 2"),
-])  # fmt: skip
+])
 def test_bad_flags_are_named(tmp_path, flags, rule):
     with pytest.raises(BadInput) as error:
         tree.build(tmp_path / "data", **flags)
@@ -118,7 +118,7 @@ def test_a_folder_of_another_task_has_no_tree_setting(countdown_data):
     ("<answer>  </answer>", 0.1, "wrong result"),
     ("BDAC", 0.0, "no answer"),
     ("<answer> BDAC", 0.0, "no answer"),
-])  # fmt: skip
+])
 def test_right_only_as_a_whole(completion, reward, reason):
     judged = score("tree", completion, {"path": "BDAC"})
     assert (judged.reward, judged.correct, judged.reason) == (reward, reward == 1.0, reason)

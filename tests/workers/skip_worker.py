@@ -62,7 +62,7 @@ def make_actor(case: Case) -> Actor:
     return Actor(
         make_model(case), betas=BETAS, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM, temperature=TEMPERATURE,
         zero_stage=case.stage, offload=case.offload, gradient_checkpointing=False,
-    )  # fmt: skip
+    )
 
 
 def update(actor: Actor, number: int, lr: float, poison=None) -> float:
@@ -117,7 +117,7 @@ def run(case: Case) -> dict:
         "skipping": skipping, "is_unchanged_by_probe": is_unchanged_by_probe, "norms": [norm, clean_norm],
         "is_that_of_the_clean_run": equal(after, states(clean)), "has_moved": not equal(before, after),
         "num_states": len(after),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def save_model(case: Case, folder: Path) -> None:
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=case.tied, initializer_range=0.2,
         bos_token_id=None, pad_token_id=None, eos_token_id=EOS,
-    )  # fmt: skip
+    )
     model = case.kind(config)
     model.generation_config.eos_token_id = [EOS, OTHER_EOS]
     model.generation_config.top_k = 2  # what an engine must not take over
@@ -99,7 +99,7 @@ def run(case: Case, folder: Path) -> dict:
     actor = Actor(
         load_model(str(folder), torch.float32), betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0,
         temperature=TEMPERATURE, zero_stage=case.stage, offload=False, gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     flags = {"max_length": 64, "kv_cache_gb": 0.02, "memory_fraction": 0.3, "sleep_level": 0, "free_replica": False}
     tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=None)
     engine = build_engine("vllm", actor, tokenizer, tp_size=case.tp_size, **flags)

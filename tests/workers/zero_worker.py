@@ -70,7 +70,7 @@ def make_model(case: Case) -> Qwen2ForCausalLM:
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=case.tied, initializer_range=0.2,
         bos_token_id=None, pad_token_id=None, eos_token_id=EOS,
-    )  # fmt: skip
+    )
     return Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa").eval().to(case.dtype)
 
 
@@ -159,7 +159,7 @@ def update(actor: Actor, micro_batches: list[MicroBatch], lr: float, scale: floa
         loss = (
             masked_mean(-micro_batch.advantages * logprobs - 0.1 * entropies, micro_batch.response_mask, num_response)
             - 0.5 * masked_mean(logprobs, micro_batch.hint_mask, num_hint)
-        )  # fmt: skip
+        )
         actor.backward(scale * loss, is_last=number == len(micro_batches))
         total += scale * loss.item()
     norm = actor.step(lr)
@@ -205,7 +205,7 @@ def run(case: Case) -> dict:
         make_model(case), betas=BETAS, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM,
         temperature=TEMPERATURE, zero_stage=case.stage, offload=case.offload,
         gradient_checkpointing=case.gradient_checkpointing,
-    )  # fmt: skip
+    )
     reference = load_reference(make_model(case), TEMPERATURE, case.stage, case.offload)
     flags = {"max_length": 64, "kv_cache_gb": 1e-5, "tp_size": 1, "memory_fraction": 0.3, "sleep_level": 0}
     tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=None)

@@ -21,12 +21,11 @@ from utils.report.runs import has_evaluation
 
 @dataclass
 class Args:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Output folders of training runs."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # output folders of training runs
+    # Accuracy (0 to 1) of the best constant answer on the test set; left out: found from the run's data, if there.
     pattern_accuracy: float | None = None
-    """Accuracy (0 to 1) of the best constant answer on the test set; left out: found from the run's data, if there."""
+    # Where the figure of several runs is written; left out: comparison.png beside the first run.
     figure: Path | None = None
-    """Where the figure of several runs is written; left out: comparison.png beside the first run."""
 
 
 def main(args: Args) -> None:

@@ -11,7 +11,7 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.data import BUILT_IN, BUILT_IN_FOLDER, best_constant_answer, load_problems
+from utils.data import BUILT_IN_FOLDER, load_problems
 from utils.report.runs import (
     ACCURACY,
     COLOURS,
@@ -27,6 +27,7 @@ from utils.report.runs import (
     table,
     without_data,
 )
+from utils.tasks.registry import BUILT_IN, best_constant_answer
 
 
 def by_task(output_dirs: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:

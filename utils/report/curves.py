@@ -7,9 +7,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.data import best_constant_answer
 from utils.report.runs import (
     ACCURACY,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
     evaluation_interval,
     read_evaluations,
     read_metrics,
@@ -17,10 +20,8 @@ from utils.report.runs import (
     table,
 )
 from utils.run import distributed
+from utils.tasks.registry import best_constant_answer
 from utils.types import Problem
-
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart by the colour-blind too
-
 
 # ----- curves -----
 

@@ -32,12 +32,10 @@ from utils.tasks.tree import load_setting
 
 @dataclass
 class Args:
+    # Output folders of training runs on tree data; NAME_seed0, NAME_seed1, ... share a line.
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Output folders of training runs on tree data; NAME_seed0, NAME_seed1, ... share a line."""
-    accuracy: float = 0.5
-    """What counts as reached, 0..1."""
-    figure: Path | None = None
-    """Where the figure is written; left out: depths.png beside the first run."""
+    accuracy: float = 0.5  # what counts as reached, 0..1
+    figure: Path | None = None  # where the figure is written; left out: depths.png beside the first run
 
 
 def steps_to(evaluations: list[dict], accuracy: float) -> float:

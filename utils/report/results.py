@@ -65,7 +65,7 @@ def results_table(runs: Sequence[dict], num_samples: int) -> str:
          f"{r['format']:.1%}", f"{r['response_tokens']:.1f}",
          ", ".join(f"{reason} {count}" for reason, count in r["reasons"].items())]
         for run in runs for data_source, r in run["results"].items()
-    ]  # fmt: skip
+    ]
     header = [*named, "data source", "n", accuracy, "95 % interval", *(f"pass@{k}" for k in ks), "format",
               "response tokens", "verdicts"]
     return table(header, rows)

@@ -16,6 +16,7 @@ Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 ACCURACY = "eval/accuracy"
 # Okabe and Ito's palette: told apart by the colour-blind too. A group keeps its place in it over all panels.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:

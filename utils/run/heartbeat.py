@@ -28,7 +28,7 @@ class Pulse:
         self.record: dict[str, Any] = {
             "rank": rank, "host": socket.gethostname(), "process": os.getpid(), "step": 0, "phase": "start-up",
             "phases": 0, "state": "runs", "ticks": 0, "idle": 0.0, "waits": False,
-        }  # fmt: skip
+        }
         self.others: dict[int, dict[str, Any]] = {}
         self.descriptor = os.open(folder / f"rank_{rank}", os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)  # whoever looks holds it shared, for a moment

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from utils import ROOT
 from utils.run.output_dir import cut_after, json_line, plain, write_atomically, writing
+from utils.run.terminal import DIM, GREEN, YELLOW, escaped, has_colours, paint
 from utils.run.tracking import Tracker
 
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
@@ -55,7 +55,7 @@ BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logg
 }
 DIAGNOSIS_EVERY = 20  # steps
 MAX_DIFF_CHARACTERS = 200_000
-SAMPLE_COLOURS, RESET = {"prompt": "\033[2m", "hint": "\033[33m", "response": "\033[32m"}, "\033[0m"  # dim, ...
+SAMPLE_COLOURS = {"prompt": DIM, "hint": YELLOW, "response": GREEN}
 
 
 def diagnose(metrics: dict) -> str | None:
@@ -179,12 +179,10 @@ class Logger:
         """One line in samples.jsonl, and the text in print: coloured on a terminal, with plain labels elsewhere."""
         texts = {"prompt": prompt, "hint": hint, "response": response}
         self._write("samples", {"step": step, "kind": kind} | texts | {"reward": reward, "reason": reason})
-        # Model text may hold escape sequences: a terminal must not obey them.
-        texts = {name: re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text) for name, text in texts.items()}
-        if sys.stdout.isatty():
-            body = "".join(f"{SAMPLE_COLOURS[name]}{text}{RESET}" for name, text in texts.items())
+        if has_colours():
+            body = "".join(paint(text, SAMPLE_COLOURS[name]) for name, text in texts.items())
         else:
-            body = "\n".join(f"[{name}] {text}" for name, text in texts.items())
+            body = "\n".join(f"[{name}] {escaped(text)}" for name, text in texts.items())
         self.print(f"--- step {step}, {kind} sample: reward {reward:g}, {reason}\n{body}\n---")
 
     def print(self, message: str) -> None:

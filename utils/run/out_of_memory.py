@@ -52,7 +52,7 @@ def describe(error: BaseException, settings: Mapping[str, Any]) -> str | None:
     phase, flags = phase_of(error)
     asked = ASKED_FOR.search(str(error))
     sizes = [f"{int(asked[1]) / GIB:.2f} GiB more were asked for" if asked[1] else f"{asked[2]} more were asked for"
-             ] if asked else []  # fmt: skip
+             ] if asked else []
     if re.search(ONEDNN, str(error)):
         sizes.append("oneDNN does not say how much was asked for")
     sizes += getattr(error, "__notes__", [])

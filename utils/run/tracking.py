@@ -36,7 +36,7 @@ class WandbRun:
         self.run = wandb.init(
             project=folder.parent.name or "runs", name=folder.name, dir=str(folder), config=dict(settings), id=run_id,
             resume="allow", settings=wandb.Settings(console="off", silent=True, login_timeout=PATIENCE),
-        )  # fmt: skip
+        )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 

@@ -56,7 +56,7 @@ def load_inputs(
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, needs: tuple[str, ...] = (),
     tracker: str = "none", max_length: int = 0,
-) -> Inputs:  # fmt: skip
+) -> Inputs:
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer". `max_length`, where given, is that of the rows of
     training, which else are prompt and response.

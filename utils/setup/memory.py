@@ -244,7 +244,7 @@ def evaluation_facts(shape: Shape | None, run: Generation, prompts: int, samples
         "memory per GPU": f"about {gib(weights + on_top)} at most: weights {gib(weights)}, generating {gib(on_top)}",
         "  keys and values": f"{gib(cache_need(shape, run, prompts, samples))} for all problems, at most "
                              f"{run.kv_cache_gb:g} GiB at a time",
-    }  # fmt: skip
+    }
 
 
 def memory_facts(shape: Shape | None, run: Run) -> dict[str, str]:

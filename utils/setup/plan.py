@@ -155,7 +155,7 @@ class Plan:
 def make_plan(
     flags: Flags, longest: LongestGroup, *, needs: Sequence[str] = (), temperature: float = 1.0,
     has_reference: bool = False,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Check all that can be wrong before a model loads. `needs` names what every training problem must have, "hint" or
     "answer"; `temperature` is that of sampling.
 
@@ -171,7 +171,7 @@ def make_plan(
         skip_long_prompts=flags.skip_long_prompts, bos=flags.bos, may_be_unreachable=flags.check, engine=flags.engine,
         tp_size=flags.tp_size, sleep_level=flags.sleep_level, temperature=temperature, needs=tuple(needs),
         tracker=flags.tracker, max_length=0 if longest.responses else longest.prefix,
-    )  # fmt: skip
+    )
     problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
     if not longest.responses:
         longest_is = "--max_length"

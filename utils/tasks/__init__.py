@@ -1,1 +1,0 @@
-"""Where problems come from: countdown, kk_logic and tree generate them, competition_math and benchmarks load them."""

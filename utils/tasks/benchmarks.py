@@ -64,12 +64,10 @@ BENCHMARKS: dict[Name, Benchmark] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    name: Name
-    """which benchmark"""
-    output_dir: str
-    """folder for test.parquet; a file of that name is replaced"""
+    name: Name  # which benchmark
+    output_dir: str  # folder for test.parquet; a file of that name is replaced
+    # name on the Hugging Face hub, or a folder with its files; empty: the benchmark's usual place on the hub
     source: str = ""
-    """name on the Hugging Face hub, or a folder with its files; empty: the benchmark's usual place on the hub"""
 
 
 def generate(args: Args) -> list[dict[str, Any]]:

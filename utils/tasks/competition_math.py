@@ -32,21 +32,16 @@ COLUMNS = ("problem", "level", "type", "solution")
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    output_dir: str
-    """folder for train.parquet and test.parquet; files of those names are replaced"""
-    source: str = DATA_SOURCE
-    """name on the Hugging Face hub, or a folder with its files (splits train and test)"""
+    output_dir: str  # folder for train.parquet and test.parquet; files of those names are replaced
+    source: str = DATA_SOURCE  # name on the Hugging Face hub, or a folder with its files (splits train and test)
+    # what is trained on: clean has no problem of the source's test part, paper has all but the test rows
     split: Literal["clean", "paper"] = "clean"
-    """what is trained on: clean has no problem of the source's test part, paper has all but the test rows"""
-    min_level: int = 3
-    """easiest level, 1..5"""
-    max_level: int = 5
-    """hardest level, up to 5"""
-    test_problems: int = 1_024
-    """rows of test.parquet: the last of the chosen levels in the source's test part"""
+    min_level: int = 3  # easiest level, 1..5
+    max_level: int = 5  # hardest level, up to 5
+    test_problems: int = 1_024  # rows of test.parquet: the last of the chosen levels in the source's test part
+    # hub name (HuggingFaceH4/MATH-500) or folder whose problems are kept out of the clean train split too; empty: not
+    # read, as the source's whole test part is kept out anyway
     math500: str = ""
-    """hub name (HuggingFaceH4/MATH-500) or folder whose problems are kept out of the clean train split too; empty: not
-    read, as the source's whole test part is kept out anyway"""
 
 
 def validate(args: Args) -> None:

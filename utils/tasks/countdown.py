@@ -32,35 +32,25 @@ CAP_BATCH = 1_024  # puzzles looked at together where constant patterns are capp
 class Setting:
     """Which puzzles there are."""
 
+    # fewest numbers in a puzzle, 2..5; each count from here to --max_numbers gets an equal part of a split
     min_numbers: int = 3
-    """fewest numbers in a puzzle, 2..5; each count from here to --max_numbers gets an equal part of a split"""
-    max_numbers: int = 4
-    """most numbers in a puzzle, up to 5"""
-    min_number: int = 1
-    """smallest number that may be given, at least 1"""
-    max_number: int = 99
-    """largest number that may be given"""
-    min_target: int = 10
-    """smallest target, at least 1"""
-    max_target: int = 100
-    """largest target"""
-    operators: str = "+-*/"
-    """the allowed operators, a selection of +-*/"""
+    max_numbers: int = 4  # most numbers in a puzzle, up to 5
+    min_number: int = 1  # smallest number that may be given, at least 1
+    max_number: int = 99  # largest number that may be given
+    min_target: int = 10  # smallest target, at least 1
+    max_target: int = 100  # largest target
+    operators: str = "+-*/"  # the allowed operators, a selection of +-*/
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Setting):
-    output_dir: str
-    """folder for train.parquet and test.parquet; files of those names are replaced"""
-    seed: int = 0
-    """same flags and seed, same bytes"""
-    train_problems: int = 10_240
-    """rows of train.parquet"""
-    test_problems: int = 1_024
-    """rows of test.parquet; none of its puzzles occurs in train.parquet"""
+    output_dir: str  # folder for train.parquet and test.parquet; files of those names are replaced
+    seed: int = 0  # same flags and seed, same bytes
+    train_problems: int = 10_240  # rows of train.parquet
+    test_problems: int = 1_024  # rows of test.parquet; none of its puzzles occurs in train.parquet
+    # largest share of a split's puzzles (of one count of numbers) that any constant answer pattern may solve, 0..1; 1
+    # leaves the puzzles as they are drawn
     max_pattern_share: float = 1.0
-    """largest share of a split's puzzles (of one count of numbers) that any constant answer pattern may solve, 0..1;
-    1 leaves the puzzles as they are drawn"""
 
 
 @dataclass(frozen=True)

@@ -46,18 +46,14 @@ NAMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    output_dir: str
-    """folder for train.parquet and test.parquet; files of those names are replaced"""
-    seed: int = 0
-    """same flags and seed, same bytes"""
+    output_dir: str  # folder for train.parquet and test.parquet; files of those names are replaced
+    seed: int = 0  # same flags and seed, same bytes
+    # fewest people in a puzzle, 2..8; each size from here to --max_people gets an equal part of a split
     min_people: int = 3
-    """fewest people in a puzzle, 2..8; each size from here to --max_people gets an equal part of a split"""
-    max_people: int = 7
-    """most people in a puzzle, up to 8"""
-    train_problems: int = 4_500
-    """rows of train.parquet"""
+    max_people: int = 7  # most people in a puzzle, up to 8
+    train_problems: int = 4_500  # rows of train.parquet
+    # rows of test.parquet; none of its puzzles occurs in train.parquet, nor with other names, order or wording
     test_problems: int = 500
-    """rows of test.parquet; none of its puzzles occurs in train.parquet, nor with other names, order or wording"""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from utils.run.errors import BadInput
 def make_row(
     data_source: str, text: str, hint: Sequence[str], answer: str, ground_truth: dict[str, Any], index: int, split: str,
     ability: str = "math",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """`text` is the prompt, `hint` the solution in chunks, `answer` what follows the prompt in a demonstration. `index`
     and `split` say where the problem stands in its source."""
     return {

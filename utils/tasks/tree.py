@@ -27,24 +27,17 @@ STATES, TURNS = "ABCDEFGH", "12345678"
 class Setting:
     """Which tree it is."""
 
-    depth: int = 6
-    """turns of a walk (H in the paper)"""
-    branching: int = 4
-    """different turns, and states that they lead to (B), 2..8: branching ** depth walks exist"""
-    rule_seed: int = 0
-    """of the hidden rule"""
+    depth: int = 6  # turns of a walk (H in the paper)
+    branching: int = 4  # different turns, and states that they lead to (B), 2..8: branching ** depth walks exist
+    rule_seed: int = 0  # of the hidden rule
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Setting):
-    output_dir: str
-    """folder for train.parquet and test.parquet; files of those names are replaced"""
-    seed: int = 0
-    """of the walks; same flags and seed, same bytes"""
-    train_problems: int = 3_072
-    """rows of train.parquet"""
-    test_problems: int = 1_024
-    """rows of test.parquet; none of its walks occurs in train.parquet"""
+    output_dir: str  # folder for train.parquet and test.parquet; files of those names are replaced
+    seed: int = 0  # of the walks; same flags and seed, same bytes
+    train_problems: int = 3_072  # rows of train.parquet
+    test_problems: int = 1_024  # rows of test.parquet; none of its walks occurs in train.parquet
 
 
 def validate(args: Args) -> None:
