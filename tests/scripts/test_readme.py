@@ -10,7 +10,9 @@ from rewards import score
 from utils import ROOT
 from utils.data import load_problems
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+READMES = "\n".join(path.read_text() for pattern in ("README.md", "*/README.md", "*/*/README.md")
+                    for path in sorted(ROOT.glob(pattern)))
+EXAMPLES = re.findall(r"```python\n(.*?)```", READMES, re.DOTALL)
 
 
 def test_the_smallest_data_set_loads_for_every_script_and_its_answer_is_right(tmp_path, monkeypatch):
@@ -34,8 +36,7 @@ def test_the_verifier_of_ones_own_judges(monkeypatch):
 
 def test_the_command_lines_of_run_py_are_accepted(monkeypatch, capsys):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^ *python launch_scripts/run\.py (.*?)(?: *#.*)?$", text, re.MULTILINE)
+    lines = re.findall(r"^ *python launch_scripts/run\.py (.*?)(?: *#.*)?$", READMES, re.MULTILINE)
     assert lines
     for line in lines:
         own, dashes, further = line.partition(" -- ")
@@ -44,8 +45,10 @@ def test_the_command_lines_of_run_py_are_accepted(monkeypatch, capsys):
 
 
 def test_every_file_that_is_named_exists():
-    text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"(?:launch_scripts|training|rewards|utils|inference|tests)/[\w./]+\.(?:py|sh|png)", text))
-    named |= {f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m ([\w.]+)", text)}
+    folders = "launch_scripts|training|rewards|utils|inference|tests"
+    named = set(re.findall(rf"(?:{folders})/[\w./]+\.(?:py|sh|png)", READMES))
+    for module in re.findall(r"python -m ([\w.]+)", READMES):
+        path = module.replace(".", "/")
+        named.add(f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py")
     allowed = {"training/mine.py", "rewards/chess.py"}  # the reader's own
     assert {name for name in named if not (ROOT / name).is_file()} == allowed
