@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 
 from inference.decoder import check_supported
 from utils.pretrained import load_generation_config
-from utils.run import distributed
+from utils.run import distributed, watchdog
 from utils.run.errors import BadInput, require
 from utils.types import Engine
 
@@ -83,6 +83,7 @@ def build_engine(
 ) -> Engine:
     """The engine `name` for an Actor. `max_length` is the longest prompt and response together, in tokens; the
     other flags are described in the scripts."""
+    watchdog.phase("setting up the engine")
     model = actor.model
     ends = eos_ids(tokenizer, model.generation_config.eos_token_id)
     if name == "vllm":

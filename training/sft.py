@@ -153,17 +153,18 @@ def main(args: Args) -> None:
         problems = distributed.share(problems_of_step(plan.problems, step, args.prompts_per_step, args.seed))
 
         # 4. batch
+        watch.begin("batch")
         groups = [
             [Rollout(plan.prompts.demonstration(problem), response_ids=[], logprobs=[], finish="stop")]
             for problem in problems
         ]
         mini_batches = pack_mini_batches(groups, [[0.0]] * len(groups), plan.num_updates,
                                          args.max_tokens_per_micro_batch, device)
-        watch.lap("batch")
         if args.dump_batch and num_done == plan.start:
             logger.print(describe_group(mini_batches[0][0], plan.tokenizer))
 
         # 5. update
+        watch.begin("update")
         losses = LossSums()
         for mini_batch in mini_batches:
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
@@ -175,7 +176,7 @@ def main(args: Args) -> None:
                 losses.add(loss=loss, sft_loss=sft_loss)
             grad_norm = actor.step(learning_rate(step, args))
             guard.check(step, grad_norm, losses, mini_batch)
-        watch.lap("update")
+        watch.end()
 
         metrics = losses.means(plan.num_updates) | watch.seconds | {"lr": learning_rate(step, args)}
         logger.log_training(step, metrics | guard.metrics())

@@ -171,19 +171,20 @@ def main(args: Args) -> None:
         prompts = [plan.prompts.build(problem, stage_hint(problem, step, args)) for problem in problems]
 
         # 2. rollout
+        watch.begin("sync")
         engine.sync()
-        watch.lap("sync")
+        watch.begin("rollout")
         groups = engine.generate(prompts, sampling, step)
         engine.sleep()
-        watch.lap("rollout")
 
         # 3. reward and advantage
+        watch.begin("reward")
         scores = score_rollouts(groups, plan.tokenizer)
         rewards = torch.tensor([[score.reward for score in group] for group in scores])  # (P, G)
         advantages = group_advantages(rewards)
-        watch.lap("reward")
 
         # 4. batch
+        watch.begin("logprobs")
         mismatch = engine_mismatch(groups, actor, device, args.max_logprob_mismatch, args.max_tokens_per_micro_batch)
         old = "engine" if args.old_logprobs == "engine" else actor if plan.num_updates > 1 else None
         mini_batches = [
@@ -191,11 +192,11 @@ def main(args: Args) -> None:
             for mini_batch in pack_mini_batches(groups, advantages.tolist(), plan.num_updates,
                                                 args.max_tokens_per_micro_batch, device, args.share_prefix)
         ]
-        watch.lap("logprobs")
         if args.dump_batch and num_done == plan.start:
             logger.print(describe_group(mini_batches[0][0], plan.tokenizer))
 
         # 5. update
+        watch.begin("update")
         losses = LossSums()
         for mini_batch in mini_batches:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
@@ -218,7 +219,7 @@ def main(args: Args) -> None:
                     losses.add_ratios(logprobs, old_logprobs, micro_batch.response_mask, num_response_tokens, max_ratio)
             grad_norm = actor.step(args.lr)
             guard.check(step, grad_norm, losses, mini_batch)
-        watch.lap("update")
+        watch.end()
 
         metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
         logger.log_training(step, metrics | guard.metrics() | {"lr": args.lr})

@@ -163,6 +163,7 @@ class Actor(Scorer):
     def __init__(self, model: PreTrainedModel, *, betas: tuple[float, float], weight_decay: float,
                  max_grad_norm: float, temperature: float, zero_stage: int, offload: bool,
                  gradient_checkpointing: bool):
+        watchdog.phase("setting up the actor")
         if gradient_checkpointing:
             checkpoint_layers(model)
         watchdog.progress()
@@ -236,6 +237,7 @@ class Actor(Scorer):
 
 def load_reference(model: PreTrainedModel, temperature: float, zero_stage: int, offload: bool) -> Scorer:
     """The frozen model that kl_loss is measured against: sharded under ZeRO-3, a plain module below."""
+    watchdog.phase("setting up the reference")
     policy = Policy(model.eval().requires_grad_(False))
     if zero_stage < 3:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"

@@ -49,23 +49,25 @@ class LossSums:
         return {name: totals[name] / num_updates for name in names} | maxima
 
 
-AFTER = {"sync": "rollout", "rollout": "reward", "reward": "logprobs", "logprobs": "update", "batch": "update",
-         "update": "log"}  # lap -> the phase that begins with its end, where a stall is said to be
-
-
 class Stopwatch:
-    """Seconds between laps, under the names of the metrics; and which phase of `step` this process is in."""
+    """Seconds of the parts of a step, under the names of the metrics; the watchdog is told which part is on."""
 
     def __init__(self, step: int) -> None:
         self.seconds: dict[str, float] = {}
+        self.part: str | None = None
+        self.since = 0.0
         watchdog.phase("problems", step)
-        self.last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """The time since the last lap (or the start) belongs to `name`."""
+    def begin(self, part: str) -> None:
+        """The part before is over."""
+        self.end()
+        self.part = part
+        watchdog.phase(part)
+
+    def end(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.seconds[f"seconds/{name}"] = self.seconds.get(f"seconds/{name}", 0.0) + now - self.last
-        watchdog.phase(AFTER[name])
-        self.last = now
+        if self.part is not None:
+            self.seconds[f"seconds/{self.part}"] = now - self.since
+        self.part, self.since = None, now

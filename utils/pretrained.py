@@ -39,7 +39,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    watchdog.progress()
+    watchdog.phase("loading the model")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
     loaded.generation_config = load_generation_config(model)
     return use_onednn(loaded)

@@ -1,5 +1,5 @@
-"""The dry run of the worst micro-batch, and runs whose memory is taken away: the system refuses what goes over a limit
-that is set on one living process. tests/scripts/test_training.py compares runs with a dry run and without."""
+"""The probe of the worst micro-batch, and runs whose memory is taken away: the system refuses what goes over a limit
+that is set on one living process. tests/scripts/test_training.py compares runs with a probe and without."""
 
 import os
 import resource
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.helpers.launching import launch, survivors, training_lines, wait_for
-from utils.run import out_of_memory
-from utils.run.out_of_memory import describe, phase_of
+from utils.run import out_of_memory, watchdog
+from utils.run.out_of_memory import describe
 from utils.setup.memory_probe import worst_shapes
 
 MIB = 2**20
@@ -64,7 +64,7 @@ def test_the_memory_probe_says_on_whichever_rank_what_to_lower_and_ends_all(flag
     line, seconds = launch_limited(flags | own, "", 1, 50 * MIB, num_processes=2)
     assert seconds < 60
     assert " more were asked for" in line or "oneDNN does not say how much was asked for" in line
-    for part in ("stopped: out of memory in the dry run of the largest micro-batch, process 1; ",
+    for part in ("stopped: out of memory in memory probe, process 1; ",
                  "micro-batches of 5 x 7744 tokens and of 6 x 6666 tokens",
                  "lower --max_tokens_per_micro_batch 40000",
                  "give --gradient_checkpointing"):
@@ -96,35 +96,34 @@ def caught(function, *arguments) -> Exception:
     return info.value
 
 
-def test_what_the_allocator_says_is_understood():
+def test_what_the_allocator_says_is_understood(monkeypatch):
     """Really said: no machine has a pebibyte."""
+    monkeypatch.setattr(watchdog, "_phase", "update")
     settings = {"max_tokens_per_micro_batch": 9, "gradient_checkpointing": True}
     line = describe(caught(lambda: torch.empty(2**50)), settings)
-    assert line == ("out of memory in an update, process 0; 4194304.00 GiB more were asked for. What helps: lower "
+    assert line == ("out of memory in update, process 0; 4194304.00 GiB more were asked for. What helps: lower "
                     "--max_tokens_per_micro_batch 9 (it must hold the longest group: then --max_response_length or "
                     "--group_size too)")
     assert "what was asked" not in describe(MemoryError(), {}) and "a smaller model" in describe(MemoryError(), {})
     assert "20.00 GiB more were asked for" in describe(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 79 GiB"), {})
     assert describe(RuntimeError("could not create a primitive"), {}).startswith(
-        "out of memory in an update, process 0; oneDNN does not say how much was asked for. ")
+        "out of memory in update, process 0; oneDNN does not say how much was asked for. ")
     assert describe(RuntimeError("shape '[3]' is invalid for input of size 4"), {}) is None
     assert describe(RuntimeError("[..gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:5"), {}) is None
 
 
-def test_the_phase_is_the_first_known_function_on_the_way(monkeypatch):
-    """Of this project only: a library's `generate` is not ours."""
-
-    def generate():
-        raise MemoryError
-
-    def evaluate():
-        generate()
-
-    assert phase_of(caught(generate))[0] == "the rollout"
-    assert phase_of(caught(evaluate))[0] == "evaluation"
-    monkeypatch.setattr(out_of_memory, "ROOT", Path("/elsewhere"))
-    assert phase_of(caught(evaluate))[0] == "an update"
+@pytest.mark.parametrize(("phase", "flag"), [
+    ("rollout", "--kv_cache_gb"), ("evaluation", "--kv_cache_gb"), ("checkpoint", "--zero_stage"),
+    ("logprobs", "--max_tokens_per_micro_batch"), ("memory probe", "--max_tokens_per_micro_batch"),
+])
+def test_the_phase_of_the_watchdog_is_told_and_says_what_helps(monkeypatch, phase, flag):
+    monkeypatch.setattr(watchdog, "_phase", "start-up")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    watchdog.phase(phase)
+    settings = {"max_tokens_per_micro_batch": 5, "zero_stage": 0, "kv_cache_gb": 8.0, "engine": "torch"}
+    line = describe(MemoryError(), settings)
+    assert line.startswith(f"out of memory in {phase}, process 0") and flag in line
 
 
 def test_advice_names_what_is_not_done_yet(monkeypatch):

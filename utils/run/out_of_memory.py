@@ -1,16 +1,12 @@
 """When memory is missing: one line that says while doing what, how much was asked for, and which flag to change."""
 
-import os
 import re
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils import ROOT
-from utils.run import distributed
+from utils.run import distributed, watchdog
 
 GIB = 2**30
 ONEDNN = "could not (create|execute) a primitive"  # all it says when there is no memory for its code or its buffers
@@ -20,20 +16,17 @@ ASKED_FOR = re.compile(r"[Tt]ried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))")
 UPDATE = ("max_tokens_per_micro_batch", "gradient_checkpointing", "offload", "zero_stage", "engine")
 WEIGHTS = ("offload", "zero_stage", "engine")
 GENERATION = ("kv_cache_gb", "zero_stage", "engine")
-PHASES = {  # function of ours on the way to the error, the first counts -> what was going on, and what it depends on
-    "load_model": ("loading the model", WEIGHTS),
-    "load_reference": ("setting up the reference", WEIGHTS),
-    "Actor.__init__": ("setting up the actor", WEIGHTS),
-    "load": ("loading a checkpoint", WEIGHTS),
-    "build_engine": ("setting up the engine", GENERATION),
-    "probe_memory": ("the probe of the largest micro-batch", UPDATE),
-    "evaluate": ("evaluation", GENERATION),
-    "generate": ("the rollout", GENERATION),
-    "sync": ("handing the weights to the engine", WEIGHTS),
-    "save": ("saving a checkpoint", WEIGHTS),
-    "Actor.step": ("the optimiser step", WEIGHTS),
+PHASES = {  # phase of the watchdog -> what its memory depends on; all others are parts of an update
+    "start-up": WEIGHTS,
+    "loading the model": WEIGHTS,
+    "setting up the actor": WEIGHTS,
+    "setting up the reference": WEIGHTS,
+    "setting up the engine": GENERATION,
+    "sync": WEIGHTS,
+    "rollout": GENERATION,
+    "evaluation": GENERATION,
+    "checkpoint": WEIGHTS,
 }
-ELSEWHERE = ("an update", UPDATE)  # packing, log-probabilities, forward, backward
 ADVICE = {
     "max_tokens_per_micro_batch": "lower --max_tokens_per_micro_batch {} (it must hold the longest group: then "
                                   "--max_response_length or --group_size too)",
@@ -49,7 +42,7 @@ def describe(error: BaseException, settings: Mapping[str, Any]) -> str | None:
     """The line for an error that says that memory is missing; None for any other."""
     if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error))):
         return None
-    phase, flags = phase_of(error)
+    phase = watchdog.current_phase()
     asked = ASKED_FOR.search(str(error))
     sizes = [f"{int(asked[1]) / GIB:.2f} GiB more were asked for" if asked[1] else f"{asked[2]} more were asked for"
              ] if asked else []
@@ -60,19 +53,9 @@ def describe(error: BaseException, settings: Mapping[str, Any]) -> str | None:
         free, total = torch.cuda.mem_get_info()
         sizes.append(f"of {total / GIB:.2f} GiB this process had allocated {torch.cuda.memory_allocated() / GIB:.2f}, "
                      f"free are {free / GIB:.2f}")
-    return (f"out of memory in {phase}, process {os.environ.get('RANK', '0')}{''.join(f'; {size}' for size in sizes)}. "
-            f"What helps: {'; '.join(advice(flags, settings)) or 'a smaller model, or more memory'}")
-
-
-def phase_of(error: BaseException) -> tuple[str, tuple[str, ...]]:
-    """What the run was doing when it was raised, and the flags that the memory for this depends on."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = frame.f_code.co_qualname
-        if Path(frame.f_code.co_filename).is_relative_to(ROOT):
-            for known in (name, name.rsplit(".", 1)[-1]):
-                if known in PHASES:
-                    return PHASES[known]
-    return ELSEWHERE
+    helps = "; ".join(advice(PHASES.get(phase, UPDATE), settings)) or "a smaller model, or more memory"
+    sizes_in_words = "".join(f"; {size}" for size in sizes)
+    return f"out of memory in {phase}, process {distributed.rank()}{sizes_in_words}. What helps: {helps}"
 
 
 def advice(flags: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:

@@ -171,6 +171,7 @@ def say(reason: str) -> None:
 # ----- for the run -----
 
 _heart: _Heart | None = None
+_phase = "start-up"  # of this process, watched or not
 
 
 def start(output_dir: str, timeout_minutes: float) -> None:
@@ -186,10 +187,16 @@ def start(output_dir: str, timeout_minutes: float) -> None:
 
 def phase(name: str, step: int | None = None) -> None:
     """This process begins a phase that all processes go through in the same order."""
+    global _phase
+    _phase = name
     if _heart is not None:
         _heart.beats += 1
         changes = {"phase": name, "phases": _heart.record["phases"] + 1}
         _heart.write(**changes if step is None else changes | {"step": step})
+
+
+def current_phase() -> str:
+    return _phase
 
 
 def progress() -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from utils.actor import Actor
-from utils.run import distributed
+from utils.run import distributed, watchdog
 from utils.run.logger import Logger
 from utils.setup.memory import GIB
 from utils.setup.plan import Plan
@@ -29,6 +29,7 @@ def probe_memory(actor: Actor, engine: Engine, plan: Plan, logger: Logger) -> No
     if flags.probe_memory == "never" or flags.probe_memory == "auto" and not is_cuda:
         return
     rows = flags.mini_batch_prompts * plan.longest.rows // distributed.world_size()
+    watchdog.phase("memory probe")
     shapes = worst_shapes(plan.longest.row_length, rows, flags.max_tokens_per_micro_batch)
     engine.sync()
     engine.sleep()
