@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # What: the style check and every test, on the CPU, without network (installation apart). Without arguments, what compares
 #       numbers runs twice more, as on other processors: with the instructions that those have, on one and on two threads.
-# How:  bash launch_scripts/test.sh [arguments of pytest, e.g. -k packing]
+# How:  bash launch_scripts/test.sh [arguments of pytest, e.g. -k packing, or -m "not slow": a minute and a half]
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh requirements-dev.txt
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two tests at a time; runs that they start have two processes
+parallel=(-n 2 --dist loadfile)
 ruff check .
-python -m pytest "$@"
+python -m pytest "${parallel[@]}" "$@"
 (($# == 0)) || exit 0
 
 numerics() {
     echo "[test] what compares numbers, with $*"
-    env "$@" python -m pytest --quiet -m "numerics and not slow"
+    env "$@" python -m pytest --quiet "${parallel[@]}" -m "numerics and (not slow or golden)"
 }
 numerics OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 numerics OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE

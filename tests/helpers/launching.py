@@ -15,6 +15,7 @@ from utils.report.runs import read_metrics
 
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 TIMEOUT = 240  # seconds; a run that takes longer hangs
+may_start = True  # whether the present test is marked slow, as one that starts processes must be (conftest.py)
 MARK = "LAUNCHED_BY_TEST"  # environment variable, inherited by every process of a launch
 
 
@@ -69,6 +70,7 @@ def run(
 
     The result carries `mark`, for `survivors`.
     """
+    assert may_start, "a test that starts a run, itself or by a fixture, must be marked slow"
     mark = uuid.uuid4().hex
     path = f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"  # the launcher finds ninja there
     process = subprocess.Popen(

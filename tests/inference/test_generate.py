@@ -292,6 +292,7 @@ def test_probabilities_are_the_engines(call, engine, tokenizer, countdown_data):
     assert listed == [(str(i), f"{p:.3f}") for i, p in enumerate(probabilities, 1) if p < 0.5] != []
 
 
+@pytest.mark.slow
 def test_in_a_pipe_there_is_text_alone_in_its_encoding(base_model):
     flags = to_words({"model": base_model, "prompt": "\u20ac\x1b", "logprobs": True, "engine": "torch"} | LENGTHS)
     command = [sys.executable, "inference/generate.py", *flags, "-n", "2"]

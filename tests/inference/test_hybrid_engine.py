@@ -12,7 +12,7 @@ from inference.hybrid_engine import check_engine, choose_engine
 from tests.helpers.float64 import CLOSE, IN_FLOAT64
 from tests.helpers.launching import evaluation_lines, launch, succeed, training_lines
 from tests.helpers.models import CPU, random_groups, scorer, tiny_model
-from utils import metrics
+from utils import guards
 from utils.guards import engine_mismatch
 from utils.losses import clipped_surrogate
 from utils.metrics import LossSums
@@ -107,7 +107,7 @@ def test_mismatch_is_the_mean_and_the_maximum_over_a_few_sampled_tokens():
 
 def test_only_a_few_tokens_are_scored(monkeypatch):
     model, seen = tiny_model(), []
-    monkeypatch.setattr(metrics, "GUARD_TOKENS", 9)
+    monkeypatch.setattr(guards, "GUARD_TOKENS", 9)
 
     def logprobs(micro_batch):
         seen.append(int(micro_batch.response_mask.sum()))
@@ -147,6 +147,7 @@ def flags(base_model, countdown_data):
     }
 
 
+@pytest.mark.slow
 def test_a_sync_that_is_left_out_stops_the_run(tmp_path, flags):
     own = {"engine": "torch", "zero_stage": 3, "max_logprob_mismatch": 1e-3, "output_dir": tmp_path / "run"}
     result = launch("tests/workers/stale_sync.py", flags | own, num_processes=2)
@@ -155,6 +156,7 @@ def test_a_sync_that_is_left_out_stops_the_run(tmp_path, flags):
     assert [line["step"] for line in training_lines(tmp_path / "run")] == [1]
 
 
+@pytest.mark.slow
 def test_a_sync_that_is_left_out_stops_sft_too(tmp_path, flags):
     """Which samples nothing, but would evaluate the old weights."""
     own = {flag: value for flag, value in flags.items() if flag not in ("group_size", "kl_coef")} | {

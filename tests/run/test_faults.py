@@ -52,6 +52,7 @@ def last_line(result: subprocess.CompletedProcess) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_ends_the_run_at_the_limit_with_the_stacks_of_the_others(flags):
     fault = Fault(flags["output_dir"], 1, signal.SIGSTOP)
     result = launch("training/uft.py", flags | {"timeout_minutes": 0.2}, 2, fault=fault)
@@ -66,6 +67,7 @@ def test_a_stopped_rank_ends_the_run_at_the_limit_with_the_stacks_of_the_others(
     (signal.SIGKILL, "was killed (out of memory? see dmesg) or crashed"),
     (signal.SIGUSR1, "ValueError: a bug of one rank"),
 ], ids=["killed", "failed"])
+@pytest.mark.slow
 def test_a_rank_that_is_killed_or_fails_ends_the_run_and_is_told_last(flags, number, said):
     fault = Fault(flags["output_dir"], 1, number)
     result = launch("training/rft.py", flags, 2, fault=fault, **FAULTS)
@@ -77,6 +79,7 @@ def test_a_rank_that_is_killed_or_fails_ends_the_run_and_is_told_last(flags, num
 # ----- disks -----
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_and_no_half_of_itself(flags):
     """From the first checkpoint on no file may get longer than 200 kB, for one rank: the other only waits."""
     folder = flags["output_dir"] / "checkpoints"
@@ -127,6 +130,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_every_way_to_say_that_a_disk_is_full_names_the_file(tmp_path):
     result = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     said = json.loads(result.stdout)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.launching import launch, survivors, training_lines, wait_for
-from utils.run import out_of_memory, watchdog
+from utils.run import out_of_memory
 from utils.run.out_of_memory import describe
 from utils.setup.memory_probe import worst_shapes
 
@@ -59,6 +59,7 @@ def launch_limited(flags, text: str, rank: int, room: int, num_processes: int):
     return result.stderr.splitlines()[-1], time.monotonic() - since[0]
 
 
+@pytest.mark.slow
 def test_the_memory_probe_says_on_whichever_rank_what_to_lower_and_ends_all(flags):
     own = {"probe_memory": "always", "zero_stage": 3}
     line, seconds = launch_limited(flags | own, "", 1, 50 * MIB, num_processes=2)
@@ -72,6 +73,7 @@ def test_the_memory_probe_says_on_whichever_rank_what_to_lower_and_ends_all(flag
     assert "--zero_stage" not in line and training_lines(flags["output_dir"]) == []
 
 
+@pytest.mark.slow
 def test_memory_that_is_gone_later_ends_the_run_alike(flags):
     """From the first evaluation on there is hardly any: step 1 does not fit."""
     line, seconds = launch_limited(flags | {"zero_stage": 0}, "eval/accuracy", 0, 50 * MIB, num_processes=1)
@@ -96,33 +98,30 @@ def caught(function, *arguments) -> Exception:
     return info.value
 
 
-def test_what_the_allocator_says_is_understood(monkeypatch):
+def test_what_the_allocator_says_is_understood():
     """Really said: no machine has a pebibyte."""
-    monkeypatch.setattr(watchdog, "_phase", "update")
     settings = {"max_tokens_per_micro_batch": 9, "gradient_checkpointing": True}
-    line = describe(caught(lambda: torch.empty(2**50)), settings)
+    line = describe(caught(lambda: torch.empty(2**50)), "update", settings)
     assert line == ("out of memory in update, process 0; 4194304.00 GiB more were asked for. What helps: lower "
                     "--max_tokens_per_micro_batch 9 (it must hold the longest group: then --max_response_length or "
                     "--group_size too)")
-    assert "what was asked" not in describe(MemoryError(), {}) and "a smaller model" in describe(MemoryError(), {})
+    assert "what was asked" not in describe(MemoryError(), "update", {}) and "a smaller model" in describe(MemoryError(), "update", {})
     assert "20.00 GiB more were asked for" in describe(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 79 GiB"), {})
-    assert describe(RuntimeError("could not create a primitive"), {}).startswith(
+    assert describe(RuntimeError("could not create a primitive"), "update", {}).startswith(
         "out of memory in update, process 0; oneDNN does not say how much was asked for. ")
-    assert describe(RuntimeError("shape '[3]' is invalid for input of size 4"), {}) is None
-    assert describe(RuntimeError("[..gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:5"), {}) is None
+    assert describe(RuntimeError("shape '[3]' is invalid for input of size 4"), "update", {}) is None
+    assert describe(RuntimeError("[..gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:5"), "update", {}) is None
 
 
 @pytest.mark.parametrize(("phase", "flag"), [
     ("rollout", "--kv_cache_gb"), ("evaluation", "--kv_cache_gb"), ("checkpoint", "--zero_stage"),
     ("logprobs", "--max_tokens_per_micro_batch"), ("memory probe", "--max_tokens_per_micro_batch"),
 ])
-def test_the_phase_of_the_watchdog_is_told_and_says_what_helps(monkeypatch, phase, flag):
-    monkeypatch.setattr(watchdog, "_phase", "start-up")
+def test_the_phase_is_told_and_says_what_helps(monkeypatch, phase, flag):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    watchdog.phase(phase)
     settings = {"max_tokens_per_micro_batch": 5, "zero_stage": 0, "kv_cache_gb": 8.0, "engine": "torch"}
-    line = describe(MemoryError(), settings)
+    line = describe(MemoryError(), phase, settings)
     assert line.startswith(f"out of memory in {phase}, process 0") and flag in line
 
 

@@ -123,6 +123,7 @@ def records(path: Path):
             whole = b""
 
 
+@pytest.mark.slow
 def test_wandb_without_a_network_has_one_run_that_a_resumed_one_goes_on_with(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     output_dir = tmp_path / "project" / "run"
@@ -143,6 +144,7 @@ def test_wandb_without_a_network_has_one_run_that_a_resumed_one_goes_on_with(tmp
     assert logged == [[(1, 0.5), (2, 1.0), (3, 1.5)], [(2, 1.0), (3, 1.5)]]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_wait_for_a_server_that_is_not_there(tmp_path, base_model, countdown_data):
     """It does for PATIENCE seconds, at its end."""
     begin = time.monotonic()

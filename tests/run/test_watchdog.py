@@ -14,11 +14,13 @@ import pytest
 from utils import ROOT, metrics
 from utils.run import heartbeat, processes, watchdog
 
+pytestmark = pytest.mark.slow
+
 # A rank: phases of 0.1 s up to step 3; there each does what it is told, or waits for the others for ever.
 RANK = r"""
 import ctypes, os, sys, time
 from pathlib import Path
-from utils import heartbeat
+from utils.run import watchdog
 
 def hang_in_python():
     while True:
@@ -176,11 +178,16 @@ def test_what_an_earlier_run_left_is_no_fault(tmp_path):
     assert heart is not None and not heart.thread.is_alive()
 
 
-def test_the_phases_are_the_laps_of_the_scripts():
-    for path in sorted((ROOT / "training").glob("*.py")):
-        laps = re.findall(r'watch\.lap\("(\w+)"\)', path.read_text())
-        assert [metrics.AFTER[lap] for lap in laps] == [*laps[1:], "log"][: len(laps)], path.name
-        assert ("Stopwatch(" in path.read_text()) == bool(laps)
+def test_the_parts_of_a_step_are_its_phases_and_its_seconds():
+    for name in ("rft", "stage", "r3", "uft", "sft"):
+        parts = re.findall(r'watch\.begin\("(\w+)"\)', (ROOT / "training" / f"{name}.py").read_text())
+        watch = metrics.Stopwatch(step=1)
+        for part in parts:
+            watch.begin(part)
+            assert watchdog.current_phase() == part
+        watch.end()
+        assert list(watch.seconds) == [f"seconds/{part}" for part in parts] and min(watch.seconds.values()) > 0
+        assert parts == (["batch", "update"] if name == "sft" else ["sync", "rollout", "reward", "logprobs", "update"])
 
 
 def test_it_costs_next_to_nothing(tmp_path):

@@ -23,6 +23,8 @@ STEPS = 20
 pytestmark = pytest.mark.numerics
 
 
+@pytest.mark.slow
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["uft", "rft", "r3", "stage", "sft"])
 def test_twenty_steps_give_the_golden_numbers(tmp_path, exact_base_model, countdown_data, name):
     flags = {

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.launching import ROOT
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
+from utils.run import processes
 from utils.run.cli import run_script
 from utils.tasks import countdown
 
@@ -113,11 +114,11 @@ def plan_of(words: list[str], monkeypatch, capsys) -> str:
     def too_late(*_arguments, **_settings):
         raise AssertionError("--check is over before processes meet")
 
-    processes, script, _ = parts(words)
+    num_processes, script, _ = parts(words)
     monkeypatch.setattr(processes, "join", too_late)
     monkeypatch.setattr(os, "_exit", sys.exit)  # how a script ends
     monkeypatch.setattr(sys, "argv", [words[3], "--local_rank=0", *words[4:]])
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
     with pytest.raises(SystemExit) as end:
         run_script(SCRIPTS[script].main, SCRIPTS[script].Args)
     output = capsys.readouterr()
@@ -134,16 +135,16 @@ def test_every_script_that_trains_or_evaluates_a_model_of_the_paper_is_held_to_t
 def test_script_states_the_recipe_and_its_plan_is_the_recipes(bash, data, monkeypatch, capsys, name):
     status, commands = bash(name, "--check")
     assert status == 0 and len(commands) == len(EXPECTED[name])
-    for words, (script, processes, model, recipe) in zip(commands, EXPECTED[name], strict=True):
+    for words, (script, num_processes, model, recipe) in zip(commands, EXPECTED[name], strict=True):
         found_processes, found_script, flags = parts(words)
-        assert (found_processes, found_script) == (processes, script)
+        assert (found_processes, found_script) == (num_processes, script)
         assert flags.pop("check") == "" and (flags["data"], flags["model"], flags["seed"]) == ("countdown", model, "0")
         stated = {flag: float(value) for flag, value in flags.items() if flag not in AS_THE_MACHINE_NEEDS}
         assert stated == recipe
 
         words[words.index("--data") + 1] = str(data)  # smaller than the real one, which takes long to make
         plan = plan_of(words, monkeypatch, capsys)
-        assert f"{script}: all checks passed" in plan and f"processes {processes} " in plan
+        assert f"{script}: all checks passed" in plan and f"processes {num_processes} " in plan
         if script == "eval":
             continue
         assert f"parameters {PARAMETERS[model]} memory per GPU about " in plan

@@ -57,6 +57,7 @@ def sft_flags(model, countdown_data, output_dir):
     (GraniteForCausalLM, {"logits_scaling": 8.0}), (PhiForCausalLM, {}),
     (Gemma2ForCausalLM, {"final_logit_softcapping": 5.0}),
 ])
+@pytest.mark.slow
 def test_sft_trains_on_the_models_own_loss_whatever_its_head_is(tmp_path, base_model, countdown_data, kind, settings):
     """Float32, and means over some 200 tokens: 1e-6 a token of rounding; a head taken for a matrix is off by whole
     nats."""

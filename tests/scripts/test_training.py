@@ -19,6 +19,8 @@ from utils.data import load_problems, problems_of_step
 from utils.prompts import encode
 from utils.run import processes
 
+pytestmark = pytest.mark.slow
+
 TRAINING_FIELDS = {
     "step", "reward", "accuracy", "format", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm",
     "skipped_updates", "lr", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups",

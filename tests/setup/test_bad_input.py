@@ -453,6 +453,7 @@ def test_check_without_the_models_files(call, flags):
 # ----- the whole way, from the shell -----
 
 
+@pytest.mark.slow
 def test_check_from_the_shell(flags):
     assert "all checks passed" in succeed(start("training/uft.py", flags | {"check": True})).stdout
     assert not flags["output_dir"].exists()
@@ -462,6 +463,7 @@ def test_check_from_the_shell(flags):
     ({"learning_rate": 1}, "--learning_rate"),
     ({"mini_batch_prompts": 1}, "error: flag --mini_batch_prompts 1: must be a multiple of the number of processes, 2"),
 ])
+@pytest.mark.slow
 def test_launch_of_two_processes_ends_with_the_message_and_leaves_none_behind(flags, changes, message):
     result = launch("training/uft.py", flags | changes, num_processes=2)
     assert result.returncode != 0
@@ -469,6 +471,7 @@ def test_launch_of_two_processes_ends_with_the_message_and_leaves_none_behind(fl
     assert survivors(result) == []
 
 
+@pytest.mark.slow
 def test_launch_that_fails_late_leaves_no_process_behind(flags, base_model, tmp_path):
     """Weights that are no weights: the one kind of bad input that only the loading finds."""
     shutil.copytree(base_model, tmp_path / "model")

@@ -187,6 +187,7 @@ def test_a_run_that_went_back_keeps_the_checkpoints_it_writes(tmp_path, base_mod
 # ----- one run a folder -----
 
 
+@pytest.mark.slow
 def test_a_folder_is_taken_by_one_run_until_it_ends_however_it_ends(tmp_path):
     code = "import sys, utils.run.output_dir as o; o.lock_output_dir(sys.argv[1]); print('has it', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
@@ -222,6 +223,7 @@ def test_states_are_loaded_without_running_what_a_file_names(tmp_path, monkeypat
     assert sprung.exists()  # else this would show nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_a_run_is_resumed_at_the_other_stages_too(tmp_path, base_model, countdown_data, zero_stage):
     """Stage 3 and exactness: tests/scripts/test_training.py. Other stages have other files."""

@@ -32,6 +32,7 @@ def results(tmp_path_factory):
     return measured
 
 
+@pytest.mark.slow
 @EACH
 def test_what_one_rank_cannot_compute_no_rank_applies(results, processes, name):
     """Weights, master copies, optimiser states and their counters are bit for bit what they were, gradients gone."""
@@ -40,6 +41,7 @@ def test_what_one_rank_cannot_compute_no_rank_applies(results, processes, name):
 
 
 @EACH
+@pytest.mark.slow
 def test_the_next_good_update_is_that_of_a_run_that_never_saw_the_bad_ones(results, processes, name):
     result = results[processes, name]
     assert result["is_that_of_the_clean_run"] and result["norms"][0] == result["norms"][1]
@@ -85,12 +87,13 @@ def test_too_many_in_a_row_end_the_run_with_the_batch(tmp_path):
 
 def test_a_batch_that_cannot_be_saved_does_not_hide_the_reason(tmp_path):
     with pytest.raises(RunStopped, match="not finite: .* the mini-batch could not be saved"):
-        UpdateGuard(tmp_path / "missing", 1).note(1, math.inf, losses_of(loss=1.0), [filler(CPU)])
+        UpdateGuard(tmp_path / "missing", 1).check(1, math.inf, losses_of(loss=1.0), [filler(CPU)])
 
 
 # ----- a run -----
 
 
+@pytest.mark.slow
 def test_a_run_stops_and_its_last_checkpoint_stays(tmp_path, base_model, countdown_data):
     """entropy_coef is more than a float32 holds: every loss is infinite."""
     output_dir = tmp_path / "run"

@@ -36,7 +36,7 @@ def run_script(main: Callable, args_class: type) -> None:
         watchdog.fail(str(error), error.remove)
         os._exit(1)
     except Exception as error:
-        shortage = out_of_memory.describe(error, settings)
+        shortage = out_of_memory.describe(error, watchdog.current_phase(), settings)
         if shortage is not None:
             watchdog.fail(shortage)
         elif not watchdog.fail_by(error):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from utils.run import distributed, watchdog
+from utils.run import distributed
 
 GIB = 2**30
 ONEDNN = "could not (create|execute) a primitive"  # all it says when there is no memory for its code or its buffers
@@ -38,11 +38,10 @@ ADVICE = {
 }
 
 
-def describe(error: BaseException, settings: Mapping[str, Any]) -> str | None:
-    """The line for an error that says that memory is missing; None for any other."""
+def describe(error: BaseException, phase: str, settings: Mapping[str, Any]) -> str | None:
+    """The line for an error that says that memory is missing in `phase`, the watchdog's; None for any other."""
     if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error))):
         return None
-    phase = watchdog.current_phase()
     asked = ASKED_FOR.search(str(error))
     sizes = [f"{int(asked[1]) / GIB:.2f} GiB more were asked for" if asked[1] else f"{asked[2]} more were asked for"
              ] if asked else []

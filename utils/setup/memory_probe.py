@@ -29,10 +29,10 @@ def probe_memory(actor: Actor, engine: Engine, plan: Plan, logger: Logger) -> No
     if flags.probe_memory == "never" or flags.probe_memory == "auto" and not is_cuda:
         return
     rows = flags.mini_batch_prompts * plan.longest.rows // distributed.world_size()
-    watchdog.phase("memory probe")
     shapes = worst_shapes(plan.longest.row_length, rows, flags.max_tokens_per_micro_batch)
     engine.sync()
     engine.sleep()
+    watchdog.phase("memory probe")
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     try:
