@@ -61,7 +61,14 @@ class Layout:
 
 def make_layout(segment_ids: Tensor, branch_ids: Tensor, device: torch.device, dtype: torch.dtype) -> Layout:
     """The layout of rows whose tokens belong to the segments `segment_ids` (R, L) of their row, and there to the prefix
-    or a response, `branch_ids` (R, L) (see types.MicroBatch); masks are in `dtype`, that of queries."""
+    or a response, `branch_ids` (R, L) (see types.MicroBatch); masks are in `dtype`, that of queries.
+
+    The example of packing.py, its 12 tokens numbered from 0: prefixes 0 1 2 and 6, the longest responses first,
+
+        tokens  0 1 2   6 . .   3 4   7 8   5   9      slots of both prefixes, then of batches of like lengths
+        empty   4 5                                    the slots marked by a point
+        padding 10 11                                  tokens without a slot
+    """
     rows = np.broadcast_to(np.arange(len(segment_ids))[:, None], segment_ids.shape)
     marks = np.stack([rows, segment_ids.numpy(), branch_ids.numpy()]).reshape(3, -1)
     starts = np.flatnonzero(np.append(True, (marks[:, 1:] != marks[:, :-1]).any(axis=0)))  # of runs of equal marks

@@ -45,15 +45,15 @@ def evaluate(
 def _scored(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[Response]:
     """The responses of all ranks, in the order of the problems before they were divided."""
     responses = []
-    for group, judged in zip(groups, score_rollouts(groups, tokenizer), strict=True):
+    for group, scores in zip(groups, score_rollouts(groups, tokenizer), strict=True):
         problem = group[0].prompt.problem
         responses.append([
             Response(problem.index, sample, problem.data_source, problem.prompt,
                      decode(rollout.response_ids, tokenizer), len(rollout.response_ids), rollout.finish == "length",
-                     one.reward, one.correct, one.reason)
-            for sample, (rollout, one) in enumerate(zip(group, judged, strict=True))
+                     score.reward, score.correct, score.reason)
+            for sample, (rollout, score) in enumerate(zip(group, scores, strict=True))
         ])
-    return [one for group in distributed.gather(responses) for one in group]
+    return [response for group in distributed.gather(responses) for response in group]
 
 
 def summary(responses: Sequence[Response]) -> dict[str, float]:
@@ -61,25 +61,25 @@ def summary(responses: Sequence[Response]) -> dict[str, float]:
     n = len(responses)
     return {
         "n": n,
-        "accuracy": sum(one.correct for one in responses) / n,
-        "format": sum(one.reason != "no answer" for one in responses) / n,
-        "reward": sum(one.reward for one in responses) / n,
-        "response_tokens": sum(one.response_tokens for one in responses) / n,
-        "truncated": sum(one.truncated for one in responses) / n,
+        "accuracy": sum(response.correct for response in responses) / n,
+        "format": sum(response.reason != "no answer" for response in responses) / n,
+        "reward": sum(response.reward for response in responses) / n,
+        "response_tokens": sum(response.response_tokens for response in responses) / n,
+        "truncated": sum(response.truncated for response in responses) / n,
     }
 
 
 def by_data_source(responses: Sequence[Response]) -> dict[str, list[Response]]:
     """The responses of each data source."""
     parts = defaultdict(list)
-    for one in responses:
-        parts[one.data_source].append(one)
+    for response in responses:
+        parts[response.data_source].append(response)
     return dict(parts)
 
 
 def reasons(responses: Sequence[Response]) -> dict[str, int]:
     """How often the verifier gave each reason, most frequent first."""
-    return dict(Counter(one.reason for one in responses).most_common())
+    return dict(Counter(response.reason for response in responses).most_common())
 
 
 def tokenizer_mismatch(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,6 +3,15 @@
 A row holds groups one after the other, each as `prompt | hint | response 1 | ... | response G`. A response sees its
 prefix and itself; its positions continue from the prefix. So every token has the context it had when it was sampled,
 and the result equals the plain padded computation, values and gradients.
+
+Prompt 11 12 with hint 13 and responses 21 22 and 31, and prompt 41 with responses 51 52 and 61, in rows of 6:
+
+    input_ids     11 12 13 21 22 31 | 41 51 52 61  0  0
+    position_ids   0  1  2  3  4  3 |  0  1  2  1  0  0
+    segment_ids    0  0  0  0  0  0 |  0  0  0  0 -1 -1    which group of its row
+    branch_ids     0  0  0  1  1  2 |  0  1  1  2 -1 -1    prefix 0, responses 1 and 2, padding -1
+    targets       13 21 22 31 51 52 61                     what is scored: hints and responses
+    predictors     1  2  3  2  6  7  6                     by the states at these places: 2 predicts 21 and 31
 """
 
 import itertools
@@ -62,7 +71,7 @@ def first_fit(segments: list[Segment], max_tokens: int) -> Iterator[list[list[Se
     used: list[int] = []
     for segment in sorted(segments, key=len, reverse=True):
         length = len(segment)
-        assert length <= max_tokens, "check_token_budget lets no group be longer than a micro-batch"
+        assert length <= max_tokens, "plan.check_batch lets no group be longer than a micro-batch"
         row_length = used[0] if rows else length
         room = next((row for row in range(len(rows)) if used[row] + length <= row_length), None)
         if room is not None:
@@ -173,7 +182,7 @@ def pack_mini_batches(
 ) -> list[list[MicroBatch]]:
     """The step's groups in `num_updates` equal parts, each packed; every rank gets as many micro-batches in a part."""
     size = len(groups) // num_updates
-    assert size * num_updates == len(groups), "check_batch lets only whole mini-batches through"
+    assert size * num_updates == len(groups), "plan.check_batch lets only whole mini-batches through"
     parts = [pack(groups[i : i + size], advantages[i : i + size], max_tokens, device, share_prefix)
              for i in range(0, len(groups), size)]
     return [fill_up(part, int(distributed.maximum(len(part))), device) for part in parts]

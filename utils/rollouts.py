@@ -38,19 +38,19 @@ def rollout_metrics(
     verifier_timeouts is a count: rollouts whose verifier ran out of time or crashed.
     """
     rollouts = [rollout for group in groups for rollout in group]
-    judged = [one for group in scores for one in group]
+    all_scores = [score for group in scores for score in group]
     totals = distributed.sums({
         "rollouts": len(rollouts),
         "groups": len(groups),
-        "reward": sum(one.reward for one in judged),
-        "accuracy": sum(one.correct for one in judged),
-        "format": sum(one.reason != "no answer" for one in judged),
+        "reward": sum(score.reward for score in all_scores),
+        "accuracy": sum(score.correct for score in all_scores),
+        "format": sum(score.reason != "no answer" for score in all_scores),
         "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
         "truncated": sum(rollout.finish == "length" for rollout in rollouts),
         "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
         "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
-        "flat_groups": sum(len({one.reward for one in group}) == 1 for group in scores),
-        "verifier_timeouts": sum(one in (pool.TIMEOUT, pool.CRASHED) for one in judged),
+        "flat_groups": sum(len({score.reward for score in group}) == 1 for group in scores),
+        "verifier_timeouts": sum(score in (pool.TIMEOUT, pool.CRASHED) for score in all_scores),
     })
     per_group = {"hint_slices", "hint_tokens", "flat_groups"}
     num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")

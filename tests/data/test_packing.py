@@ -1,5 +1,6 @@
 """Packed rows with shared prefixes against the plain computation: one right-padded row a rollout, all logits."""
 
+import re
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
@@ -18,6 +19,7 @@ from tests.helpers.models import (
     group_length,
     group_sizes,
     losses_of_script,
+    make_problem,
     make_prompt,
     random_advantages,
     random_groups,
@@ -27,9 +29,10 @@ from tests.helpers.models import (
 )
 from training import r3, rft, sft, stage, uft
 from utils import packing
+from utils.attention import make_layout
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
-from utils.types import Rollout
+from utils.types import Prompt, Rollout
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
 FLAGS = {"clip_eps": 0.2, "kl_coef": 0.3, "entropy_coef": 0.2, "sft_coef": 0.5, "old_logprobs": "actor"}
@@ -383,3 +386,24 @@ def test_old_and_reference_logprobs_are_kept_apart_and_without_a_graph():
     assert not both.old_logprobs.requires_grad and not both.ref_logprobs.requires_grad
     neither = with_logprobs(micro_batch, None, None)
     assert (neither.old_logprobs, neither.ref_logprobs) == (None, None)
+
+
+def test_the_examples_of_the_docstrings_are_right():
+    def group(prompt, hint, *responses):
+        built = Prompt(make_problem(), prompt, hint, len(hint))
+        return [Rollout(built, ids, [0.0] * len(ids), "stop") for ids in responses]
+
+    groups = [group([11, 12], [13], [21, 22], [31]), group([41], [], [51, 52], [61])]
+    [micro_batch] = pack(groups, [[0.0, 0.0]] * 2, 12, CPU)
+    lines = re.findall(r"^    (\w+_ids|targets|predictors) +([-\d| ]+)", packing.__doc__, re.MULTILINE)
+    assert len(lines) == 6
+    for name, numbers in lines:
+        assert getattr(micro_batch, name).flatten().tolist() == [int(n) for n in numbers.replace("|", "").split()], name
+    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, CPU, torch.float)
+    shown = dict(re.findall(r"^        (tokens|empty|padding) +([\d. ]+)", make_layout.__doc__, re.MULTILINE))
+    tokens = shown.pop("tokens").split()
+    assert [int(token) for token in tokens if token != "."] == [
+        token for slot, token in enumerate(layout.tokens.tolist()) if slot not in layout.empty]
+    assert [slot for slot, token in enumerate(tokens) if token == "."] == layout.empty.tolist()
+    assert {name: [int(n) for n in numbers.split()] for name, numbers in shown.items()} == {
+        "empty": layout.empty.tolist(), "padding": layout.padding.tolist()}

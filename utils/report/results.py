@@ -40,8 +40,8 @@ def results_of(responses: Sequence[Response], num_samples: int) -> dict[str, obj
     """The numbers of a data source: `summary` and `reasons` of the responses, n as the number of problems, the 95 %
     interval of the accuracy, and with `num_samples` (0: greedy) pass@k, each with its interval."""
     correct = Counter()
-    for one in responses:
-        correct[one.index] += one.correct
+    for response in responses:
+        correct[response.index] += response.correct
     responses_each = max(1, num_samples)
     rates = {"accuracy": [c / responses_each for c in correct.values()]}
     for k in pass_ks(num_samples):
