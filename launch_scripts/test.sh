@@ -6,14 +6,13 @@ set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh requirements-dev.txt
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two tests at a time; runs that they start have two processes
-parallel=(-n 2 --dist loadfile)
 ruff check .
-python -m pytest "${parallel[@]}" "$@"
+python -m pytest -n 2 --dist loadfile "$@"
 (($# == 0)) || exit 0
 
 numerics() {
-    echo "[test] what compares numbers, with $*"
-    env "$@" python -m pytest --quiet "${parallel[@]}" -m "numerics and (not slow or golden)"
+    echo "[test] what compares numbers, with ${*:2}"
+    env "${@:2}" python -m pytest --quiet -n "$1" --dist loadfile -m "numerics and (not slow or golden)"
 }
-numerics OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
-numerics OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE
+numerics 2 OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+numerics 0 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE
