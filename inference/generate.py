@@ -75,7 +75,7 @@ class Args:
 
 
 def chosen_problem(args: Args) -> Problem:
-    """Row --index of --data, or a Problem that holds --prompt and nothing to score_rollouts."""
+    """Row --index of --data, or a Problem that holds --prompt and nothing to verify."""
     require((args.data is None) != (args.prompt is None), "--data", args.data,
             f"either it or --prompt must be given, and not both (--prompt is {args.prompt})")
     if args.data is None:

@@ -18,7 +18,7 @@ SLACK = 1.15  # slots over live rows that a compaction may leave, to keep sample
 
 @dataclass
 class DecodeState:
-    """The rows in flight: S segments of K slots. Slots whose sample has ended (or never was) are not alive. Steps write
+    """The rows in flight: S segments of K slots. A slot is dead once its sample has ended. Steps write
     into these tensors; only `compact` and `grow` put others in their place, one by one: what is there twice is never
     more than one layer's."""
 
@@ -88,7 +88,7 @@ def deal(alive: np.ndarray, prefix_width: int, capacity: int) -> tuple[np.ndarra
 
 
 def cache_elements_of(config: PretrainedConfig) -> int:
-    """Keys and values of one token, for any model of transformers."""
+    """Number of elements that one token takes in the KV cache, for any model of transformers."""
     head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     kv_heads = config.to_dict().get("num_key_value_heads") or config.num_attention_heads
     return 2 * config.num_hidden_layers * kv_heads * head_dim

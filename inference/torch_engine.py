@@ -146,7 +146,7 @@ class TorchEngine:
             t = stop
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
-        """Of prefixes, right-padded: keys and values, mask and lengths, as in DecodeState; logits (S, V) after."""
+        """Compute the prefixes (right-padded): keys, values, mask and lengths as in DecodeState, and logits (S, V)."""
         prefixes = [prompt.prompt_ids + prompt.hint_ids for prompt in prompts]
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
         width = int(lengths.max())

@@ -113,7 +113,7 @@ class Args:
 
 
 def stage_hint(problem: Problem, step: int, args: Args) -> list[str]:
-    """The slices of the problem's solution shown at `step`: all, less one for each stage that lies behind."""
+    """The slices of the problem's solution shown at `step`: all, less one for each stage that is over."""
     slices = solution_slices(problem.solution, args.hint_slices_max)
     return slices[: max(0, len(slices) - step // (args.hint_steps // (len(slices) + 1)))]
 

@@ -72,7 +72,7 @@ def weights_only() -> Iterator[None]:
 
 
 class Scorer:
-    """A policy that scores micro-batches; `engine` is the DeepSpeed engine (or plain module) that runs it.
+    """A policy that scores micro-batches; `ds_engine` is the DeepSpeed engine (or plain module) that runs it.
 
     What it computes is compared once with the model's own forward pass. Attention goes by utils/attention.py where that
     gives this model what attention under a mask gives it, else under a mask.

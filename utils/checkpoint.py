@@ -46,7 +46,7 @@ def describe_run(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what two descriptions of a run do not share."""
+    """The settings, data and processes in which two runs differ, each in words."""
 
     def flat(run: Mapping[str, Any]) -> dict[str, Any]:
         settings = {f"--{name}": value for name, value in run["settings"].items()}
@@ -216,8 +216,8 @@ def load(output_dir: str, step: int, actor: Actor) -> None:
 
 
 def discard_later(output_dir: Path, step: int) -> None:
-    """Later checkpoints are of a past that is now another: under a new name nothing counts or offers them, and the
-    lines of their steps in metrics.jsonl and samples.jsonl, which the run is about to cut, are kept with them."""
+    """Rename the checkpoints after `step`, which the resumed run will take anew, so that nothing counts or offers them.
+    The lines of their steps in metrics.jsonl and samples.jsonl, which the run is about to cut, are kept beside them."""
     folder = output_dir / "checkpoints"
     later = [number for number in steps_in(folder) if number > step]
     if not later:

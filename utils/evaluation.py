@@ -14,7 +14,7 @@ from utils.types import Engine, Problem, Rollout, Sampling
 
 @dataclass(frozen=True)
 class Response:
-    """One judged response; the fields are those of a line of responses.jsonl, after its model and data."""
+    """One scored response; the fields are those of a line of responses.jsonl, after its model and data."""
 
     index: int
     sample: int

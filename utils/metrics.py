@@ -1,4 +1,4 @@
-"""From rollouts and losses to the numbers of a training line. Every rank calls these together."""
+"""Numbers of a training line: sums of losses, and seconds. Every rank calls these together."""
 
 import time
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Stopwatch:
         watchdog.phase("problems", step)
 
     def begin(self, part: str) -> None:
-        """The part before is over."""
+        """End the part before, and begin this one."""
         self.end()
         self.part = part
         watchdog.phase(part)

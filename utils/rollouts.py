@@ -1,4 +1,4 @@
-"""Rollouts judged: the texts that a verifier reads, its scores, and the numbers of a training line about them."""
+"""Scores of rollouts: the text that a verifier reads, its verdicts, and what a training line says of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

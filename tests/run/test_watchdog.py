@@ -169,7 +169,7 @@ def test_what_an_earlier_run_left_is_no_fault(tmp_path):
     os.environ |= {"RANK": "0", "WORLD_SIZE": "2"}
     try:
         watchdog.start(str(tmp_path), 1.0)
-        heart = watchdog._heart
+        heart = watchdog._watchdog
         heart.look()
         assert heart.others == {} and heart.failure() is None
     finally:
@@ -244,7 +244,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
         time.sleep(3 * heartbeat.TICK)
         watch.end()
         assert 3 * heartbeat.TICK <= watch.seconds["seconds/rollout"] < 6 + 3 * heartbeat.TICK
-        assert 0 <= watchdog._heart.idle < 6
+        assert 0 <= watchdog._watchdog.idle < 6
     finally:
         watchdog.stop()
     monkeypatch.setattr(processes, "_received", [])

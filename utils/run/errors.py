@@ -1,4 +1,5 @@
-"""Bad input is found before any model loads, and told in one line: the flag, the value, the rule."""
+"""Errors that end a run with one line, and the ranges of flags. Bad input is found before any model loads, and told as
+the flag, the value, the rule."""
 
 import math
 from collections.abc import Callable

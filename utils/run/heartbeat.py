@@ -1,7 +1,7 @@
-"""What the processes of a run write down about themselves, and what one learns from all of it.
+"""Heartbeat files: one per rank, locked while the process lives, and what the others learn from them.
 
-Each keeps `<folder>/rank_R`: step, phase, state and a count that goes up while it lives; and it holds a lock on that
-file for as long as it lives.
+Each process keeps `<folder>/rank_R`: step, phase, state and a count that goes up while it lives; it holds a lock on
+that file for as long as it lives.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ SILENT = 4.0  # seconds without a sign of life: the process is stopped, or nativ
 GONE = "was killed (out of memory? see dmesg) or crashed"
 
 
-class Pulse:
+class Heartbeat:
     """`record` is what this process has written; `others` (by rank) what it last saw of those that it has seen alive,
     with `seen` (when their count went up), `alive`, and `gone` (when that ended, or None)."""
 

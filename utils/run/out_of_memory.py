@@ -1,4 +1,4 @@
-"""When memory is missing: one line that says while doing what, how much was asked for, and which flag to change."""
+"""Out of memory: one line that names the phase, the size asked for, and the flags to change."""
 
 import re
 from collections.abc import Mapping

@@ -63,7 +63,7 @@ def lock_output_dir(output_dir: str) -> None:
 
 @contextlib.contextmanager
 def writing(what: Path, remove: Path | None = None) -> Iterator[None]:
-    """What cannot be written inside ends the run, with one line; the folder `remove` is removed then.
+    """Turn a write error inside the block into RunStopped, which then deletes the folder `remove`.
 
     Raises:
         RunStopped: in place of the errors of Python, PyTorch and safetensors for a disk that is full or broken.

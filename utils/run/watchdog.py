@@ -1,11 +1,11 @@
-"""Where every process of a run is, and the end of all of them when one stalls, dies or fails.
+"""Watchdog: ends the whole run, with one clear line, when a process stalls, dies or fails.
 
-Each process keeps a record of step and phase, with a sign of life, in `<output_dir>/.heartbeat` (see
-heartbeat.py). A thread of each process looks at all of them:
+Each process keeps a heartbeat file in `<output_dir>/.heartbeat` (heartbeat.py). A thread of each process reads all of
+them:
 
 - no progress for the limit (a collective that others do not join is none): every process dumps its stacks to stderr and
   `<output_dir>/stall_rank_R.txt`, and the run ends with a line that names the one that is behind;
-- a process is gone and did not take leave: killed, crashed or out of memory;
+- a process is gone and had not finished: killed, crashed or out of memory;
 - a process says that it failed.
 
 Time counts while a process runs: not while it is stopped, and not by a clock that somebody may set. Nothing here needs
@@ -24,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.run.heartbeat import TICK, Pulse, described, is_silent
+from utils.run.heartbeat import TICK, Heartbeat, described, is_silent
 
 FOLDER = ".heartbeat"  # in an output folder
 PATIENCE = 5.0  # seconds to wait for the last words of the others
@@ -33,8 +33,8 @@ COLLECTIVES = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{
 CONNECTION = ("gloo", "nccl", "connection", "socket", "distbackend", "distnetwork", "diststore")
 
 
-class _Heart(Pulse):
-    """A pulse that beats by itself, and ends the process when the run is over."""
+class _Watchdog(Heartbeat):
+    """A heartbeat kept up by a thread, which ends the process when the run is over."""
 
     def __init__(self, output_dir: str, limit: float) -> None:
         super().__init__(Path(output_dir) / FOLDER, int(os.environ.get("RANK", "0")),
@@ -170,7 +170,7 @@ def say(reason: str) -> None:
 
 # ----- for the run -----
 
-_heart: _Heart | None = None
+_watchdog: _Watchdog | None = None
 _phase = "start-up"  # of this process, watched or not
 
 
@@ -179,20 +179,20 @@ def start(output_dir: str, timeout_minutes: float) -> None:
 
     A signal USR2 shows the stacks of a run on stderr, and lets it go on.
     """
-    global _heart
+    global _watchdog
     faulthandler.enable(file=2)  # whatever sys.stderr has become
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
-    _heart = _Heart(output_dir, timeout_minutes * 60)
+    _watchdog = _Watchdog(output_dir, timeout_minutes * 60)
 
 
 def phase(name: str, step: int | None = None) -> None:
     """This process begins a phase that all processes go through in the same order."""
     global _phase
     _phase = name
-    if _heart is not None:
-        _heart.beats += 1
-        changes = {"phase": name, "phases": _heart.record["phases"] + 1}
-        _heart.write(**changes if step is None else changes | {"step": step})
+    if _watchdog is not None:
+        _watchdog.beats += 1
+        changes = {"phase": name, "phases": _watchdog.record["phases"] + 1}
+        _watchdog.write(**changes if step is None else changes | {"step": step})
 
 
 def current_phase() -> str:
@@ -201,15 +201,15 @@ def current_phase() -> str:
 
 def progress() -> None:
     """A sign of progress within a phase. It costs next to nothing."""
-    if _heart is not None:
-        _heart.beats += 1
+    if _watchdog is not None:
+        _watchdog.beats += 1
 
 
 def stop() -> None:
-    """This process takes its leave: that it ends is no failure."""
-    global _heart
-    if _heart is not None:
-        heart, _heart = _heart, None
+    """Mark this process as finished: that it ends is no failure."""
+    global _watchdog
+    if _watchdog is not None:
+        heart, _watchdog = _watchdog, None
         heart.over.set()
         heart.thread.join()
         heart.write(state="ended")
@@ -219,8 +219,8 @@ def stop() -> None:
 def fail(reason: str, remove: Path | None = None) -> None:
     """This process cannot go on, for `reason`. All others end; then the folder `remove` is removed, if one is given,
     and stderr gets one last line with the reason of the process that failed first. The caller ends this one."""
-    if _heart is not None:
-        _heart.fail(reason, remove)
+    if _watchdog is not None:
+        _watchdog.fail(reason, remove)
     elif os.environ.get("RANK", "0") == "0":
         say(reason)
 
@@ -228,13 +228,13 @@ def fail(reason: str, remove: Path | None = None) -> None:
 def fail_by(error: Exception) -> bool:
     """The same for an error that nobody expected, with its traceback, unless it comes of another process's end. False
     where nothing watches."""
-    if _heart is None:
+    if _watchdog is None:
         return False
     if is_of_others(error):
         time.sleep(PATIENCE)  # for the thread to find out who it was, and to end this process
     traceback.print_exception(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
-    _heart.fail(f"{described(_heart.record)} {type(error).__name__}: {first_line}", None)
+    _watchdog.fail(f"{described(_watchdog.record)} {type(error).__name__}: {first_line}", None)
     return True
 
 

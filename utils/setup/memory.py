@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def cache_elements(self) -> int:
-        """Keys and values of one token."""
+        """Number of elements that one token takes in the KV cache."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
