@@ -23,7 +23,7 @@ from tests.helpers.launching import launch, succeed
 from tests.helpers.models import byte_tokenizer, make_problem, with_noise
 from training import eval as eval_script
 from utils.data import load_problems
-from utils.evaluation import Response, evaluate, tokenizer_mismatch
+from utils.evaluation import Response, evaluate, summary, tokenizer_mismatch
 from utils.prompts import PromptBuilder, encode
 from utils.report.results import interval_over_problems, pass_at_k, pass_ks, results_of, results_table
 from utils.report.runs import wilson_interval
@@ -162,6 +162,14 @@ def test_tokenizer_mismatch_is_told_where_tokens_do_not_give_the_text_back():
     assert tokenizer_mismatch("e\u0301", tokenizer).endswith("decode to '\u00e9'")  # Qwen2 composes characters
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert tokenizer_mismatch("Numbers: 3\n", tokenizer).endswith("decode to 'numbers: 3\\n'")
+
+
+def test_accuracy_counts_right_answers_and_not_rewards():
+    right = Response(0, 0, "countdown", "p", "r", 4, False, 1.0, True, "correct")
+    wrong = Response(1, 0, "countdown", "p", "r", 8, True, 0.1, False, "wrong result")
+    silent = Response(2, 0, "countdown", "p", "r", 6, False, 0.0, False, "no answer")
+    expected = {"n": 3, "accuracy": 1 / 3, "format": 2 / 3, "reward": 1.1 / 3, "response_tokens": 6, "truncated": 1 / 3}
+    assert summary([right, wrong, silent]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_samples_are_drawn_with_the_seed_at_step_0():
