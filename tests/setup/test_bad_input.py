@@ -121,6 +121,7 @@ BAD_FLAGS = [
     ({"max_prompt_length": 5}, "flag --max_prompt_length 5: 200 of 200 train prompts are longer"),
     ({"max_tokens_per_micro_batch": 255},
      "--max_tokens_per_micro_batch 255: must hold --max_prompt_length + --group_size * --max_response_length = 256"),
+    ({"dry_run": "always"}, "flag --dry_run is called --probe_memory now"),
     ({"max_tokens_per_micro_batch": 255, "share_prefix": False}, "must hold --max_prompt_length + --group_size * "),
     ({"mini_batch_prompts": 7}, "flag --mini_batch_prompts 7 must divide --prompts_per_step 16"),
     ({"mini_batch_prompts": 0}, "flag --mini_batch_prompts 0: must be greater than 0"),

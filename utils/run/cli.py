@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from utils.run import distributed, out_of_memory, watchdog
-from utils.run.errors import BadInput, RunStopped, require
+from utils.run.errors import BadInput, RunStopped
 
 RENAMED = {"--dry_run": "--probe_memory"}  # flags of earlier versions
 
@@ -23,7 +23,8 @@ def run_script(main: Callable, args_class: type) -> None:
     argv = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
     try:
         for old, new in RENAMED.items():
-            require(old not in argv, old, "", f"is called {new} now")
+            if old in argv:
+                raise BadInput(f"flag {old} is called {new} now")
         args = tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
         settings = vars(args)
         main(args)
