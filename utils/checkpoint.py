@@ -207,6 +207,7 @@ def superfluous(folder: Path, step: int, keep_last: int, keep_every: int) -> lis
 
 def load(output_dir: str, step: int, actor: Actor) -> None:
     """Restore checkpoint `step` into `actor`; `find` has seen that it is whole."""
+    watchdog.phase("loading a checkpoint")
     folder = Path(output_dir) / "checkpoints"
     actor.load(folder / f"step_{step}" / "state")
     if distributed.is_main():

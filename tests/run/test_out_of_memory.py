@@ -118,6 +118,7 @@ def test_what_the_allocator_says_is_understood():
 
 @pytest.mark.parametrize(("phase", "flag"), [
     ("rollout", "--kv_cache_gb"), ("evaluation", "--kv_cache_gb"), ("checkpoint", "--zero_stage"),
+    ("loading a checkpoint", "--zero_stage"),
     ("logprobs", "--max_tokens_per_micro_batch"), ("memory probe", "--max_tokens_per_micro_batch"),
 ])
 def test_the_phase_is_told_and_says_what_helps(monkeypatch, phase, flag):

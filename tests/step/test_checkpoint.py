@@ -16,6 +16,7 @@ from tests.helpers.models import make_problem
 from utils import checkpoint
 from utils.actor import weights_only
 from utils.checkpoint import damage, describe_run, differences, files_in, find, hash_of, superfluous
+from utils.run import watchdog
 from utils.run.errors import BadInput
 from utils.run.output_dir import lock_output_dir
 
@@ -161,6 +162,19 @@ def test_what_comes_after_the_resumed_checkpoint_is_set_aside_not_lost(tmp_path,
     write(tmp_path, 4)
     checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder: None))
     assert not (folder / "step_4").exists() and (folder / "discarded_step_6").exists()
+
+
+def test_a_checkpoint_is_loaded_in_a_phase_of_its_own(tmp_path):
+    """In which a lack of memory is told."""
+    phases = []
+
+    class Recorder:
+        def load(self, _folder) -> None:
+            phases.append(watchdog.current_phase())
+
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.load(str(tmp_path), 2, Recorder())
+    assert phases == ["loading a checkpoint"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ PHASES = {  # phase of the watchdog -> what its memory depends on; all others ar
     "setting up the actor": WEIGHTS,
     "setting up the reference": WEIGHTS,
     "setting up the engine": GENERATION,
+    "loading a checkpoint": WEIGHTS,
     "sync": WEIGHTS,
     "rollout": GENERATION,
     "evaluation": GENERATION,
