@@ -37,7 +37,7 @@ from utils.prompts import PromptBuilder, decode, encode, solution_slices
 from utils.rollouts import score_rollouts
 from utils.run import distributed, processes
 from utils.run.cli import run_script
-from utils.run.errors import BadInput, Fraction, NotNegative, Positive, Share, check_ranges, require
+from utils.run.errors import BadInput, Fraction, NotNegative, Positive, check_ranges, require
 from utils.run.terminal import DIM, GREEN, YELLOW, paint
 from utils.setup.inputs import load_inputs
 from utils.types import Engine, Problem, Prompt, Rollout, Sampling
@@ -68,7 +68,7 @@ class Args:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
     engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
     kv_cache_gb: Positive[float] = 1.0  # memory for keys and values while generating, GiB (vllm: on a CPU only)
-    engine_memory_fraction: Share = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
+    engine_memory_fraction: Fraction = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
 
 
 # ----- the prompt -----
@@ -171,7 +171,7 @@ def main(args: Args) -> None:
     inputs = load_inputs(
         model=args.model, data="", splits=(), max_prompt_length=args.max_prompt_length, eval_problems=0, bos=args.bos,
         max_response_length=args.max_response_length, skip_long_prompts=False, may_be_unreachable=False,
-        engine=args.engine,
+        engine=args.engine, engine_memory_fraction=args.engine_memory_fraction,
     )
     tokenizer = inputs.tokenizer
     prompt = checked_prompt(args, problem, inputs.prompts)

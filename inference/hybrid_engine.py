@@ -37,7 +37,7 @@ INSTALL_VLLM = "pip install -r requirements.txt (with a GPU), or -r requirements
 
 
 def choose_engine(
-    name: str, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0
+    name: str, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, memory_fraction: float = 0.3
 ) -> tuple[EngineName, str]:
     """The engine that the flag --engine `name` stands for, and why. Nothing is loaded.
 
@@ -55,6 +55,7 @@ def choose_engine(
     for flag, value, neutral in (("--tp_size", tp_size, 1), ("--sleep_level", sleep_level, 0)):
         require(value == neutral or name == "vllm", flag, value, f"is for vLLM, and the engine is {name} ({reason})")
     require(name != "vllm" or temperature <= 2, "--temperature", temperature, "must be at most 2 with --engine vllm")
+    require(memory_fraction > 0, "--engine_memory_fraction", memory_fraction, "must be greater than 0, and at most 1")
     require(tp_size > 0 and distributed.world_size() % tp_size == 0, "--tp_size", tp_size,
             f"must divide the number of processes, {distributed.world_size()}")
     require(sleep_level == 0 or has_cuda, "--sleep_level", sleep_level, "needs a GPU: vLLM cannot sleep on a CPU")

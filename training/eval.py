@@ -31,7 +31,7 @@ from utils.pretrained import resolve_dtype
 from utils.report.results import results_of, results_table
 from utils.run import distributed, processes
 from utils.run.cli import run_script
-from utils.run.errors import Minutes, NotNegative, Positive, Share, check_ranges, require
+from utils.run.errors import Fraction, Minutes, NotNegative, Positive, check_ranges, require
 from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import evaluation_lengths, load_inputs
 from utils.setup.plan import evaluation_memory, print_plan
@@ -54,7 +54,7 @@ class Args:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
     engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
     kv_cache_gb: Positive[float] = 8.0  # keys and values while generating, GiB per process (vllm: on a CPU only)
-    engine_memory_fraction: Share = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
+    engine_memory_fraction: Fraction = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
     tp_size: Positive[int] = 1  # vllm: processes that share an engine (tensor parallel)
     timeout_minutes: Minutes[float] = 30.0  # without progress of a process, or its waiting for others, the run ends
     overwrite: bool = False  # replace the results in output_dir
@@ -73,7 +73,8 @@ def main(args: Args) -> None:
             model=model, data=data, splits=("test",), max_prompt_length=lengths[model][0],
             max_response_length=lengths[model][1], eval_problems=args.eval_problems,
             skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
-            engine=args.engine, tp_size=args.tp_size, temperature=args.temperature,
+            engine=args.engine, engine_memory_fraction=args.engine_memory_fraction, tp_size=args.tp_size,
+            temperature=args.temperature,
         )
         for model in args.model for data in args.data
     }

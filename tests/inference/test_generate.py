@@ -321,6 +321,7 @@ def test_in_a_pipe_there_is_text_alone_in_its_encoding(base_model):
     ("--data DATA --max_prompt_length 10", "--max_prompt_length 10", "the prompt has 11 tokens and the hint 0"),
     ("--data DATA --max_prompt_length 13 --hint_slices 1", "--max_prompt_length 13", "11 tokens and the hint 6"),
     ("--prompt=", "--prompt ''", "must have at least one token"),
+    ("--prompt q --engine_memory_fraction 0", "--engine_memory_fraction 0.0", "greater than 0"),
     ("--prompt q -n 0", "--num_samples 0", "greater than 0"),
     ("--prompt q -n 2 --temperature 0", "--num_samples 2", "must be 1 at --temperature 0"),
     ("--prompt q --temperature -1", "--temperature -1", "must not be negative"),

@@ -122,6 +122,8 @@ BAD_FLAGS = [
     ({"max_tokens_per_micro_batch": 255},
      "--max_tokens_per_micro_batch 255: must hold --max_prompt_length + --group_size * --max_response_length = 256"),
     ({"dry_run": "always"}, "flag --dry_run is called --probe_memory now"),
+    ({"dry-run=always": True}, "flag --dry_run is called --probe_memory now"),
+    ({"engine_memory_fraction": 0}, "flag --engine_memory_fraction 0.0: must be greater than 0"),
     ({"max_tokens_per_micro_batch": 255, "share_prefix": False}, "must hold --max_prompt_length + --group_size * "),
     ({"mini_batch_prompts": 7}, "flag --mini_batch_prompts 7 must divide --prompts_per_step 16"),
     ({"mini_batch_prompts": 0}, "flag --mini_batch_prompts 0: must be greater than 0"),
@@ -144,6 +146,7 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("rft", {"hint_steps": 3}, "--hint_steps"),  # none of its flags
     ("rft", {"group_size": 1}, "flag --group_size 1: must be at least 2"),
     ("rft", {"lr": 0}, "flag --lr 0.0: must be greater than 0"),
+    ("eval", {"engine_memory_fraction": 0}, "flag --engine_memory_fraction 0.0: must be greater than 0"),
     ("sft", {"lr": -1}, "flag --lr -1.0: must be greater than 0"),
     ("sft", {"warmup": 2}, "flag --warmup 2.0: must lie between 0 and 1"),
     ("sft", {"max_length": 9}, "flag --max_length 9: no demonstration is as short"),

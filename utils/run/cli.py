@@ -9,7 +9,7 @@ import tyro
 from utils.run import distributed, out_of_memory, watchdog
 from utils.run.errors import BadInput, RunStopped
 
-RENAMED = {"--dry_run": "--probe_memory"}  # flags of earlier versions
+RENAMED = {"dry_run": "probe_memory"}  # flags of earlier versions
 
 
 def run_script(main: Callable, args_class: type) -> None:
@@ -22,9 +22,10 @@ def run_script(main: Callable, args_class: type) -> None:
     settings: dict = {}
     argv = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
     try:
-        for old, new in RENAMED.items():
-            if old in argv:
-                raise BadInput(f"flag {old} is called {new} now")
+        given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+        for old in given & set(RENAMED):
+            if RENAMED[old] in args_class.__dataclass_fields__:
+                raise BadInput(f"flag --{old} is called --{RENAMED[old]} now")
         args = tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
         settings = vars(args)
         main(args)

@@ -49,7 +49,6 @@ NotNegative = Annotated[T, Range(lambda value: 0 <= value < math.inf, "must not 
 Several = Annotated[T, Range(lambda value: 2 <= value <= LARGEST, f"must be at least 2, and at most {LARGEST:g}")]
 Minutes = Annotated[T, Range(lambda value: 0.1 <= value <= LARGEST, f"must be at least 0.1, and at most {LARGEST:g}")]
 Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "must lie between 0 and 1")]
-Share = Annotated[float, Range(lambda value: 0 < value <= 1, "must be greater than 0, and at most 1")]
 BelowOne = Annotated[float, Range(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")]
 
 

@@ -54,8 +54,8 @@ class Inputs:
 def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
-    tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, needs: tuple[str, ...] = (),
-    tracker: str = "none", max_length: int = 0,
+    engine_memory_fraction: float, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0,
+    needs: tuple[str, ...] = (), tracker: str = "none", max_length: int = 0,
 ) -> Inputs:
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer". `max_length`, where given, is that of the rows of
@@ -64,11 +64,10 @@ def load_inputs(
     Raises:
         BadInput: anything that is missing, unreadable or too long.
     """
-    require(eval_problems >= 0, "--eval_problems", eval_problems, "must not be negative (0 means all)")
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
     check_tracker(tracker)
-    engine, reason = choose_engine(engine, tp_size, sleep_level, temperature)
+    engine, reason = choose_engine(engine, tp_size, sleep_level, temperature, engine_memory_fraction)
     if may_be_unreachable and not Path(model).is_dir():
         stop_asking_a_silent_hub()
     tokenizer, shape = load_tokenizer(model, may_be_unreachable), SHAPES.get(model)

@@ -163,14 +163,13 @@ def make_plan(
         BadInput: the flag, its value and the rule.
     """
     check_ranges(flags)
-    require(flags.engine_memory_fraction > 0, "--engine_memory_fraction", flags.engine_memory_fraction,
-            "must be greater than 0")
     inputs = load_inputs(
         model=flags.model, data=flags.data, splits=("train", "test"), max_prompt_length=flags.max_prompt_length,
         max_response_length=flags.max_response_length, eval_problems=flags.eval_problems,
         skip_long_prompts=flags.skip_long_prompts, bos=flags.bos, may_be_unreachable=flags.check, engine=flags.engine,
-        tp_size=flags.tp_size, sleep_level=flags.sleep_level, temperature=temperature, needs=tuple(needs),
-        tracker=flags.tracker, max_length=0 if longest.responses else longest.prefix,
+        engine_memory_fraction=flags.engine_memory_fraction, tp_size=flags.tp_size, sleep_level=flags.sleep_level,
+        temperature=temperature, needs=tuple(needs), tracker=flags.tracker,
+        max_length=0 if longest.responses else longest.prefix,
     )
     problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
     if not longest.responses:
