@@ -7,17 +7,17 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import launching
 from tests.helpers.float64 import float64
 from training import tiny_base
 from utils.run import watchdog
-from utils.tasks import countdown  # noqa: E402
+from utils.tasks import countdown
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,13 +1,14 @@
 """What the launch scripts start: the paper's recipe, in flags that the training scripts accept."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import shells
 from tests.helpers.launching import ROOT
+from tests.helpers.shells import make_environment
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
 from utils.run import processes
@@ -57,14 +58,7 @@ exit "${STATUS:-0}"
 def environment(tmp_path_factory) -> Path:
     """An environment that setup.sh finds complete, and whose `deepspeed` only writes down its words."""
     folder = tmp_path_factory.mktemp("environment")
-    (folder / "bin").mkdir()
-    (folder / "bin" / "python").symlink_to(sys.executable)
-    (folder / "bin" / "deepspeed").write_text(STUB)
-    (folder / "bin" / "deepspeed").chmod(0o755)
-    for name in ("requirements.txt", "requirements-cpu.txt"):  # with a GPU, and without
-        with (ROOT / name).open() as file:
-            stamp = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout
-        (folder / f".installed-{name}").write_text(stamp)
+    make_environment(folder, STUB)
     return folder
 
 
@@ -84,9 +78,8 @@ def bash(environment, tmp_path):
         record = tmp_path / "record"
         record.unlink(missing_ok=True)
         own = {"VENV": str(environment), "RECORD": str(record), "OUTPUT_DIR": str(tmp_path / "run")}
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        command = ["bash", str(ROOT / "launch_scripts" / f"{script}.sh"), *words]
-        result = subprocess.run(command, cwd=tmp_path, env=inherited | own | variables, capture_output=True, text=True)
+        command = [str(ROOT / "launch_scripts" / f"{script}.sh"), *words]
+        result = shells.bash(command, tmp_path, **(own | variables))
         assert "[setup]" not in result.stdout + result.stderr, "setup.sh takes the environment for incomplete"
         started = record.read_text().split("END\n")[:-1] if record.exists() else []
         return result.returncode, [one.splitlines() for one in started]

@@ -1,6 +1,5 @@
 """Launch scripts on a stranger's machine: exported variables, another folder, an older bash, a path with spaces."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import shells
 from tests.helpers.launching import ROOT
+from tests.helpers.shells import make_environment
 
 STUB = """#!/usr/bin/env bash
 printf '%s\\n' "$PWD" "$(command -v python)" "${DS_ACCELERATOR-none}" "$*" >>"$RECORD"
@@ -22,22 +23,15 @@ def checkout(tmp_path) -> Path:
     stands, which python is there, DS_ACCELERATOR and its words."""
     folder = tmp_path / "my checkout"
     shutil.copytree(ROOT / "launch_scripts", folder / "launch_scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    (folder / ".venv" / "bin" / "deepspeed").write_text(STUB)
-    (folder / ".venv" / "bin" / "deepspeed").chmod(0o755)
+    make_environment(folder / ".venv", STUB)
     for name in ("requirements.txt", "requirements-cpu.txt"):
         shutil.copy(ROOT / name, folder)
-        with (ROOT / name).open() as file:
-            stamp = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout
-        (folder / ".venv" / f".installed-{name}").write_text(stamp)
     return folder
 
 
 def bash(words: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     own = {"RECORD": str(folder / "record"), "PIP_NO_INDEX": "1"}  # a broken setup.sh must not download
-    return subprocess.run(["bash", *words], cwd=folder, env=inherited | own | variables, capture_output=True, text=True)
+    return shells.bash(words, folder, **(own | variables))
 
 
 STRANGE = {

@@ -4,9 +4,7 @@ stage; and the same two alone. Only the last rank meets what is not finite. Writ
     deepspeed --num_gpus N tests/workers/skip_worker.py FOLDER CASE...
 """
 
-import json
 import math
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from tests.workers.cases import run_cases
 from tests.workers.zero_worker import (
     BETAS,
     LEARNING_RATES,
@@ -29,7 +28,7 @@ from tests.workers.zero_worker import (
 from utils.actor import Actor
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
-from utils.run import distributed, processes
+from utils.run import distributed
 from utils.setup.memory_probe import probe_memory
 from utils.types import LongestGroup
 
@@ -120,17 +119,5 @@ def run(case: Case) -> dict:
     }
 
 
-def main() -> None:
-    folder, *names = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
-    processes.join(timeout_minutes=2)
-    for case in CASES:
-        if case.name in names:
-            measured = run(case)
-            if distributed.is_main():
-                (Path(folder) / f"{case.name}.json").write_text(json.dumps(measured))
-    processes.end()
-    os._exit(0)  # as the scripts do: see cli.run_script
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(CASES, run)

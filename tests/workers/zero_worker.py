@@ -4,8 +4,6 @@ packed micro-batches and by plain PyTorch one sequence at a time. Writes what it
     deepspeed --num_gpus 2 tests/workers/zero_worker.py FOLDER NAME_OF_CASE ...
 """
 
-import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import utils.actor
 from inference.hybrid_engine import build_engine
+from tests.workers.cases import run_cases, write_down
 from utils import policy
 from utils.actor import Actor, load_reference
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
 from utils.packing import fill_up, pack
-from utils.run import distributed, processes
+from utils.run import distributed
 from utils.types import MicroBatch, Prompt, Rollout, Sampling
 
 VOCABULARY, EOS = 61, 60
@@ -299,23 +298,14 @@ def adam_difference() -> tuple[float, float]:
     return (ends[0] - ends[1]).abs().max().item(), ends[1].abs().max().item()
 
 
-def main() -> None:
-    folder, *names = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
-    processes.join(timeout_minutes=2)
+def prepare(folder: str) -> None:
     policy.CHUNK_LOGITS = TOKENS_PER_CHUNK * VOCABULARY
     utils.actor.GATHER_BUCKET = 4_000  # weights, of about 20,000
     if torch.float32 is torch.float64:  # tests/helpers/in_float64
         deepspeed.ops.adam.DeepSpeedCPUAdam = torch.optim.AdamW  # DeepSpeed's own, in C++, has no float64
-    elif distributed.is_main():
-        (Path(folder) / "adam.json").write_text(json.dumps(adam_difference()))
-    for case in CASES:
-        if case.name in names:
-            measured = run(case)
-            if distributed.is_main():
-                (Path(folder) / f"{case.name}.json").write_text(json.dumps(measured))
-    processes.end()
-    os._exit(0)  # as the scripts do: see cli.run_script
+    else:
+        write_down(folder, "adam", adam_difference())
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(CASES, run, prepare)
