@@ -4,7 +4,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import deepspeed
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from utils.attention import make_layout
+from utils.attention import Layout
+from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy
 from utils.run import distributed, watchdog
@@ -25,6 +27,7 @@ from utils.types import MicroBatch
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
 MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
+NOISE_MARGIN = 3  # times what attention under a mask differs from an exact one: as much may another way of computing it
 
 
 def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:
@@ -74,8 +77,9 @@ def weights_only() -> Iterator[None]:
 class Scorer:
     """A policy that scores micro-batches; `ds_engine` is the DeepSpeed engine (or plain module) that runs it.
 
-    What it computes is compared once with the model's own forward pass. Attention goes by utils/attention.py where that
-    gives this model what attention under a mask gives it, else under a mask.
+    What it computes is compared once with the model's own forward pass, and with log-probabilities whose attention is
+    exact. Attention goes by the first layout of `kinds_of_layouts` that is about as near to these as attention under a
+    mask, else under a mask.
 
     Raises:
         RunStopped: log-probabilities are not those of the model's own logits.
@@ -85,8 +89,11 @@ class Scorer:
         self.policy = policy
         self.ds_engine = ds_engine
         self.temperature = temperature
-        self.by_response = False
-        limit = MAX_DIFFERENCE[policy.model.dtype]
+        self.layout_of = Masked.of
+        micro_batch = self._trial(ROWS_OF_ALL_KINDS)
+        exact = self._logprobs_by(partial(Masked.of, is_exact=True), micro_batch)
+        noise = self._difference(self._logprobs_by(Masked.of, micro_batch), exact)
+        limit = max(MAX_DIFFERENCE[policy.model.dtype], NOISE_MARGIN * noise)
         difference = self._difference_from_model()
         if not difference <= limit:  # so NaN is too much
             raise RunStopped(
@@ -95,11 +102,15 @@ class Scorer:
                 "a scale (logit_scale, logits_scaling) and a soft cap (final_logit_softcapping), and decoders that "
                 "take a mask and positions; this model does something else. Take another one"
             )
-        difference = self._difference_by_response()
-        self.by_response = difference <= limit
-        if not self.by_response and distributed.is_main():
-            print(f"warning: attention by response (utils/attention.py) changes the log-probabilities of this "
-                  f"model by {difference:.2g}; it is computed under a mask, which is slower", file=sys.stderr)
+        for kind in kinds_of_layouts(policy.head.weight.device, policy.model.dtype, policy.model.config):
+            difference = self._difference(self._logprobs_by(kind.of, micro_batch), exact)
+            if difference <= limit:
+                self.layout_of = kind.of
+                break
+            if distributed.is_main():
+                print(f"warning: attention by {kind.__name__} (utils/layouts.py) changes the log-probabilities of this "
+                      f"model by {difference:.2g}, where attention under a mask changes them by {noise:.2g}; something "
+                      "slower is taken", file=sys.stderr)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -109,22 +120,25 @@ class Scorer:
     def device(self) -> torch.device:
         return self.ds_engine.device
 
-    @torch.no_grad()
     def _difference_from_model(self) -> float:
-        """Mean of |ours - the model's| log-probabilities of one row that is not packed, the same on all ranks."""
+        """From the model's own log-probabilities, of one row that is not packed."""
         micro_batch = self._trial(ONE_ROW)
-        logits = self.policy.model(input_ids=micro_batch.input_ids, use_cache=False).logits[0, micro_batch.predictors]
-        logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float)) / self.temperature).log_softmax(dim=-1)
+        with torch.no_grad():
+            logits = self.policy.model(input_ids=micro_batch.input_ids, use_cache=False).logits[0]
+        logits = logits[micro_batch.predictors].to(torch.promote_types(logits.dtype, torch.float))
+        logprobs = (logits / self.temperature).log_softmax(dim=-1)
         expected = logprobs.gather(-1, micro_batch.targets[:, None]).squeeze(-1)
-        return distributed.maximum((self.logprobs(micro_batch) - expected).abs().mean().item())
+        return self._difference(self.logprobs(micro_batch), expected)
 
-    def _difference_by_response(self) -> float:
-        """By how much log-probabilities depend on the way attention is computed: mean over a few tokens, the same on
-        all ranks."""
-        micro_batch = self._trial(ROWS_OF_ALL_KINDS)
-        masked = self.logprobs(micro_batch)
-        self.by_response = True
-        return distributed.maximum((self.logprobs(micro_batch) - masked).abs().mean().item())
+    def _difference(self, logprobs: Tensor, expected: Tensor) -> float:
+        """Mean of the absolute differences, the largest of all ranks."""
+        return distributed.maximum((logprobs - expected).abs().mean().item())
+
+    def _logprobs_by(self, layout_of: Callable[..., Layout], micro_batch: MicroBatch) -> Tensor:
+        self.layout_of = layout_of
+        logprobs = self.logprobs(micro_batch)
+        self.layout_of = Masked.of
+        return logprobs
 
     def _trial(self, lengths: Sequence[tuple[int, ...]]) -> MicroBatch:
         return trial(self.policy.model.config.vocab_size, self.policy.head.weight.device, lengths)
@@ -135,12 +149,8 @@ class Scorer:
 
     def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
         watchdog.progress()
-        if self.by_response:
-            visible = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, micro_batch.input_ids.device,
-                                  self.policy.model.dtype)
-        else:
-            visible = micro_batch.attention_mask
-        return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, visible, micro_batch.predictors,
+        layout = self.layout_of(micro_batch, self.policy.model.dtype)
+        return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, layout, micro_batch.predictors,
                            micro_batch.targets, self.temperature, with_entropies)
 
     @torch.no_grad()

@@ -157,7 +157,7 @@ class Policy(nn.Module):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        visible: Layout | Tensor,
+        layout: Layout,
         predictors: Tensor,
         targets: Tensor,
         temperature: float,
@@ -167,16 +167,15 @@ class Policy(nn.Module):
 
         Args:
             input_ids, position_ids: (R, L).
-            visible: which tokens a token sees: a layout of theirs, or a mask (R, 1, L, L), True where it may look.
+            layout: which tokens a token sees.
             predictors: (N,) indices into the R * L states; targets: (N,) token ids.
 
         Returns:
             log-probabilities (N,) and entropies (N,) in float32, in nats; None for entropies not asked for.
         """
-        how = {"attention_mask": visible}
-        if isinstance(visible, Layout):  # a mask of four dimensions keeps transformers from making one
-            assert self.model.config._attn_implementation == attention.NAME, "no other attention knows layouts"
-            how = {"attention_mask": input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "layout": visible}
-        trunk = self.model.get_decoder()
-        states = trunk(input_ids, position_ids=position_ids, use_cache=False, **how).last_hidden_state  # (R, L, D)
+        assert self.model.config._attn_implementation == attention.NAME, "no other attention knows layouts"
+        no_mask = input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # four dimensions keep transformers from making one
+        states = self.model.get_decoder()(
+            input_ids, position_ids=position_ids, use_cache=False, attention_mask=no_mask, layout=layout
+        ).last_hidden_state  # (R, L, D)
         return self.head(states.flatten(0, 1)[predictors], targets, temperature, with_entropies)

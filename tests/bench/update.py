@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM
 from tests.bench.workload import make_model
 from utils.actor import Scorer
 from utils.cpu_linear import product
+from utils.layouts import Masked
 from utils.packing import pack
 from utils.policy import Policy
 from utils.pretrained import load_model, resolve_dtype
@@ -143,6 +144,7 @@ def measure(args: Args, vocab_size: int) -> dict:
         model.train()
     groups = make_groups(args)
     scorer = Scorer(policy := Policy(model), policy, 1.0)
+    layout_of = scorer.layout_of
     num_scored = sum(len(one.response_ids) for group in groups for one in group)
     rows = sorted((one for group in groups for one in group), key=lambda one: len(one.prompt.prompt_ids) + len(
         one.response_ids), reverse=True)
@@ -154,7 +156,7 @@ def measure(args: Args, vocab_size: int) -> dict:
                 yield padded_loss(plain, rows[start : start + per_batch], device)
         else:
             advantages = [[1.0] * args.group_size] * len(groups)
-            scorer.by_response = how != "masked"
+            scorer.layout_of = Masked.of if how == "masked" else layout_of
             for micro_batch in pack(groups, advantages, args.max_tokens, device, share_prefix=how != "packed"):
                 logprobs, entropies = scorer(micro_batch)
                 yield (logprobs - 0.001 * entropies).sum()

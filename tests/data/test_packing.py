@@ -29,9 +29,9 @@ from tests.helpers.models import (
 )
 from training import r3, rft, sft, stage, uft
 from utils import packing
-from utils.attention import make_layout
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
+from utils.response_batches import Batches
 from utils.types import Prompt, Rollout
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
@@ -399,8 +399,8 @@ def test_the_examples_of_the_docstrings_are_right():
     assert len(lines) == 6
     for name, numbers in lines:
         assert getattr(micro_batch, name).flatten().tolist() == [int(n) for n in numbers.replace("|", "").split()], name
-    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, CPU, torch.float)
-    shown = dict(re.findall(r"^        (tokens|empty|padding) +([\d. ]+)", make_layout.__doc__, re.MULTILINE))
+    layout = Batches.of(micro_batch, torch.float)
+    shown = dict(re.findall(r"^        (tokens|empty|padding) +([\d. ]+)", Batches.__doc__, re.MULTILINE))
     tokens = shown.pop("tokens").split()
     assert [int(token) for token in tokens if token != "."] == [
         token for slot, token in enumerate(layout.tokens.tolist()) if slot not in layout.empty]

@@ -63,7 +63,9 @@ def scorer(model: PreTrainedModel, temperature: float = 1.0) -> Scorer:
 def own_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
 ) -> float:
-    """What transformers itself says: mean negative log-likelihood of a demonstration token."""
+    """What transformers itself says: mean negative log-likelihood of a demonstration token. Its eager attention is the
+    one that knows soft caps."""
+    model.set_attn_implementation("eager")
     total, num_tokens = 0.0, 0
     for problem in problems:
         prompt = tokenizer(problem.prompt)["input_ids"]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.helpers.models import random_advantages, random_groups
-from utils.attention import make_layout
 from utils.packing import pack
 from utils.policy import Policy
+from utils.response_batches import Batches
 from utils.setup.memory import (
     BUCKET,
     GIB,
@@ -113,7 +113,7 @@ def saved_bytes(config, dtype, micro_batch):
     policy = Policy(model_of(config, dtype, "cpu").train())
     weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
     states = torch.randn(*micro_batch.input_ids.shape, config.hidden_size, dtype=dtype, requires_grad=True)
-    layout = make_layout(micro_batch.segment_ids, micro_batch.branch_ids, states.device, dtype)
+    layout = Batches.of(micro_batch, dtype)
     storages = {}
 
     def keep(tensor):
@@ -164,9 +164,10 @@ def test_the_masks_are_those_of_the_largest_micro_batch():
     assert masks(RUN) == 2 * 3 * 4 * 5 * 15  # bfloat16; 3 rows of 30 fit into 100 tokens
     groups = random_groups([(10, 0, [5, 5, 5, 5])] * 4)  # every row full
     largest = pack(groups, random_advantages(groups), 100, torch.device("cpu"))[0]
-    layout = make_layout(largest.segment_ids, largest.branch_ids, torch.device("cpu"), torch.bfloat16)
-    assert sum(batch.mask.nbytes for batch in layout.batches) == masks(RUN)
-    assert sum(batch.mask.shape[0] * batch.mask.shape[-1] for batch in layout.batches) == 90 * key_copies(RUN)
+    shapes = [(batch.mask(torch.bfloat16, None).nbytes, *batch.mask(torch.bfloat16, None).shape)
+              for batch in Batches.of(largest, torch.bfloat16).responses]
+    assert sum(nbytes for nbytes, *_ in shapes) == masks(RUN)
+    assert sum(responses * width for _, responses, _, _, width in shapes) == 90 * key_copies(RUN)
     assert masks(replace(RUN, group_size=0)) == key_copies(replace(RUN, group_size=0)) == 0  # demonstrations
 
 
