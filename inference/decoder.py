@@ -1,121 +1,178 @@
 """Forward passes of a model over a cache in which the samples of a prompt share its keys and values.
 
-The model's own modules are called, layer by layer; attention is written here. Letters of shapes: see kv_cache.py.
+The model's own layers run, whatever they are made of; they attend by utils/attention.py with one of the two layouts
+here. Letters of shapes: see kv_cache.py.
 """
 
+from dataclasses import dataclass, field
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from inference.kv_cache import DecodeState
+from utils import attention
+from utils.attention import Layout, Scores, fused, unknown_attention
+from utils.policy import Logits, chunk_of_logits
 from utils.run.errors import BadInput
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # model types
-ROTARY = ("default", "linear", "llama3", "yarn")  # the others change with the longest row of the batch
+LAYERS = {"full_attention", "sliding_attention"}  # the types of layers that attend by the two layouts
+ROTARY = {"default", "linear", "llama3", "yarn"}  # the others change with the longest row of the batch
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Raises BadInput for a model whose layers this engine does not know, or whose attention has a window."""
-    settings = config.to_dict()  # the types have different ones
-    layer_types = set(settings.get("layer_types") or []) - {"full_attention"}
-    reason = None
-    if config.model_type not in SUPPORTED:
-        reason = f"a model of type {config.model_type}, only {', '.join(SUPPORTED)}"
-    elif settings.get("use_sliding_window") or (config.model_type == "mistral" and config.sliding_window is not None):
-        reason = "a model with sliding-window attention"
-    elif layer_types:
-        reason = f"a model with layers of type {', '.join(sorted(layer_types))}"
-    elif config.rope_parameters["rope_type"] not in ROTARY:
-        reason = f"a model with rotary embeddings of type {config.rope_parameters['rope_type']}"
+    """Raises BadInput for a model whose layers do something else than attend, as they are, to earlier tokens."""
+    reason = unknown_attention(config)
+    layers = set(config.get_text_config().to_dict().get("layer_types") or []) - LAYERS
+    rotary = rotary_types(config) - ROTARY
+    if layers:
+        reason = f"a model with layers of type {', '.join(sorted(layers))}"
+    elif rotary:
+        reason = f"a model with rotary embeddings of type {', '.join(sorted(rotary))}"
     if reason is not None:
         raise BadInput(f"flag --engine torch: cannot run {reason}; take vLLM, --engine vllm")
 
 
+def rotary_types(config: PretrainedConfig) -> set[str]:
+    """Of all layers: models with windows may have other rotary embeddings where there is one."""
+    rope = config.get_text_config().to_dict().get("rope_parameters") or {}
+    of_layers = [some for some in rope.values() if isinstance(some, dict)] or [rope]
+    return {some.get("rope_type", "default") for some in of_layers}
+
+
+def has_fixed_steps(config: PretrainedConfig) -> bool:
+    """Whether a decoding step does the same whatever the values are, as a CUDA graph must: routing to experts waits for
+    the device to count their tokens."""
+    settings = config.get_text_config().to_dict()
+    return not any(settings.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+@dataclass
+class Prefill:
+    """Rows (B, T) of prefixes, padded on the right: causal, and what each layer computes is kept in the rows `rows` of
+    `keys` and `values`, (S, H, T, D), made for all S at the first."""
+
+    shape: tuple[int, int]  # S, T
+    rows: slice
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def keep(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
+        for caches, heads in ((self.keys, key), (self.values, value)):
+            if module.layer_idx not in caches:  # zeros, for padding is masked, but 0 times what was there may be NaN
+                caches[module.layer_idx] = heads.new_zeros(self.shape[0], heads.shape[1], self.shape[1],
+                                                           heads.shape[3])
+            caches[module.layer_idx][self.rows, :, : heads.shape[2]] = heads
+
+    def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        self.keep(module, key, value)
+        length, mask = key.shape[2], None
+        if scores.window is not None and scores.window < length:
+            mask = torch.ones(length, length, dtype=torch.bool, device=key.device).tril().triu(1 - scores.window)
+        return fused(query, key, value, mask, scores).transpose(1, 2)
+
+
+class Step:
+    """The latest token of every slot, (S * K, 1): it goes into its suffix and sees its prefix and its suffix, of which
+    `width` columns are looked at: those that count, or, where shapes must stay (`is_fixed`), more."""
+
+    def __init__(self, state: DecodeState, width: int, is_fixed: bool):
+        self.state, self.width, self.is_fixed = state, width, is_fixed
+        self.column = state.position if is_fixed else slice(width - 1, width)
+        self.masks: dict[int | None, tuple[Tensor, Tensor | None]] = {}
+
+    def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        state, layer, width = self.state, module.layer_idx, self.width
+        num_segments, num_slots = state.rows.shape
+        shape = num_segments, num_slots, key.shape[1], -1
+
+        def per_slot(heads: Tensor) -> Tensor:
+            return heads.view(*shape, heads.shape[-1]).transpose(1, 2)  # (S, H, K, Q or 1, D)
+
+        keys, values = state.suffix_keys[layer], state.suffix_values[layer]
+        keys[:, :, :, self.column], values[:, :, :, self.column] = per_slot(key), per_slot(value)
+        keys, values = keys[:, :, :, :width], values[:, :, :, :width]
+        query = per_slot(query)
+        is_scaled = query.dtype.itemsize > 2  # a half is multiplied as it is, and scaled in float32
+        query = query * scores.scale if is_scaled else query
+        prefix_scores = products(query.flatten(2, 3), state.prefix_keys[layer])  # (S, H, K * Q, T)
+        suffix_scores = products(query, keys).view(*prefix_scores.shape[:3], width)
+        if not is_scaled:
+            prefix_scores, suffix_scores = prefix_scores * scores.scale, suffix_scores * scores.scale
+        if scores.soft_cap is not None:
+            prefix_scores, suffix_scores = (scores.soft_cap * torch.tanh(some / scores.soft_cap)
+                                            for some in (prefix_scores, suffix_scores))
+        prefix_mask, suffix_mask = self._masks(scores.window)
+        parts = [prefix_scores + prefix_mask, suffix_scores if suffix_mask is None else suffix_scores + suffix_mask]
+        if scores.sinks is not None:
+            sinks = scores.sinks.to(prefix_scores.dtype).view(1, key.shape[1], 1, -1)
+            parts.append(sinks.expand(num_segments, -1, num_slots, -1).flatten(2)[..., None])
+        weights = torch.cat(parts, dim=-1).softmax(dim=-1).to(value.dtype)
+        prefix_weights, suffix_weights, *_ = weights.split([part.shape[-1] for part in parts], dim=-1)
+        mixed = (prefix_weights @ state.prefix_values[layer]).view(*query.shape[:4], -1)
+        mixed = mixed + suffix_weights.reshape(*query.shape[:4], width) @ values  # (S, H, K, Q, D)
+        return mixed.transpose(1, 2).reshape(num_segments * num_slots, 1, -1, mixed.shape[-1])
+
+    def _masks(self, window: int | None) -> tuple[Tensor, Tensor | None]:
+        """Of prefixes (S, 1, 1, T) and of suffix columns (width,), 0 or -inf; None where all columns are seen."""
+        if window not in self.masks:
+            state, device = self.state, self.state.prefix_mask.device
+            prefix_mask, suffix_mask = state.prefix_mask, None
+            if self.is_fixed or window is not None:
+                behind = state.position - torch.arange(self.width, device=device)
+                outside = (behind < 0) if window is None else (behind < 0) | (behind >= window)
+                suffix_mask = prefix_mask.new_zeros(self.width).masked_fill(outside, -torch.inf)
+            if window is not None:
+                places = torch.arange(prefix_mask.shape[-1], device=device)
+                too_far = (state.prefix_lengths + state.position)[:, None] - places >= window  # (S, T)
+                prefix_mask = prefix_mask.masked_fill(too_far[:, None, None], -torch.inf)
+            self.masks[window] = prefix_mask, suffix_mask
+        return self.masks[window]
+
+
+def products(queries: Tensor, keys: Tensor) -> Tensor:
+    """(..., n, D), (..., m, D) -> (..., n, m) in float32 at least: in bfloat16 scores near -100 have steps of half a
+    nat."""
+    if queries.dtype.itemsize > 2:
+        return queries @ keys.transpose(-1, -2)
+    if queries.device.type != "cuda":
+        return queries.float() @ keys.float().transpose(-1, -2)
+    flat = queries.flatten(0, -3), keys.flatten(0, -3).transpose(1, 2)
+    return torch.bmm(*flat, out_dtype=torch.float).view(*queries.shape[:-1], keys.shape[-2])
+
+
 class Decoder:
     def __init__(self, model: PreTrainedModel) -> None:
+        model.set_attn_implementation(attention.NAME)
         self.model = model
-        self.head_dim = model.model.layers[0].self_attn.head_dim
+        self.trunk, self.head = model.get_decoder(), model.get_output_embeddings()
+        self.logits = Logits.of(model.config)
         self.device = model.get_input_embeddings().weight.device
 
-    def prefill_rows(self, prefixes: list[list[int]], caches: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Fill the `caches` of some prefixes, keys and values (S, H, T, D) for each layer, and return the logits (S, V)
-        after them."""
-        model = self.model.model
-        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
-        width = int(lengths.max())
-        padded = torch.tensor([prefix + [0] * (width - len(prefix)) for prefix in prefixes], device=self.device)
-        positions = torch.arange(width, device=self.device)[None]
-        states = model.embed_tokens(padded)  # (S, T, hidden)
-        cos, sin = model.rotary_emb(states, positions)
-        for layer, (keys, values) in zip(model.layers, caches, strict=True):
-            attention = layer.self_attn
-            query, key, value = (heads.transpose(1, 2) for heads in self._heads(layer, states))
-            query, key = apply_rotary_pos_emb(query, key, cos, sin)
-            keys[:, :, :width], values[:, :, :width] = key, value
-            if layer is model.layers[-1]:  # of its states only those after the last tokens are needed
-                ends = torch.arange(len(prefixes), device=self.device), lengths - 1
-                beyond = (positions >= lengths[:, None])[:, None, None]
-                query = query.transpose(1, 2)[ends].unflatten(1, (key.shape[1], -1)) * attention.scaling  # (S, H, Q, D)
-                scores = (query @ key.transpose(2, 3)).masked_fill(beyond, -torch.inf)
-                weights = scores.softmax(dim=-1, dtype=torch.float).to(states.dtype)
-                states, mixed = states[ends], (weights @ value).flatten(1)
-            else:
-                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling,
-                                                       enable_gqa=True).transpose(1, 2).flatten(2)
-            states = states + attention.o_proj(mixed)
-            states = states + layer.mlp(layer.post_attention_layernorm(states))
-        return self.model.lm_head(model.norm(states))
+    def prefill_rows(self, prefixes: list[list[int]], prefill: Prefill) -> Tensor:
+        """Fill the caches of `prefill` for some prefixes, and return the logits (B, V) after them."""
+        padded, positions, ends = self._padded(prefixes)
+        states = self._states(padded, positions, prefill)
+        return self._logits(states[torch.arange(len(prefixes), device=self.device), ends])
 
     def step(self, state: DecodeState, width: int, is_fixed: bool) -> Tensor:
-        """Append the latest token of every slot to its suffix and return the logits after it, (S * K, V).
+        """Append the latest token of every slot to its suffix and return the logits after it, (S * K, V)."""
+        positions = (state.prefix_lengths + state.position)[:, None].expand_as(state.chosen)
+        states = self._states(state.chosen.reshape(-1, 1), positions.reshape(-1, 1), Step(state, width, is_fixed))
+        return self._logits(states[:, 0])
 
-        `width` suffix columns are looked at: those that count, or, where shapes must stay (`is_fixed`), more.
-        """
-        model = self.model.model
-        num_segments, num_slots = state.rows.shape
-        states = model.embed_tokens(state.chosen.flatten())  # (S * K, hidden)
-        cos, sin = model.rotary_emb(states, (state.prefix_lengths + state.position)[:, None])  # (S, 1, D)
-        cos, sin = cos[:, :, None, None], sin[:, :, None, None]
-        column = slice(width - 1, width)
-        if is_fixed:
-            column = state.position
-            beyond = torch.arange(width, device=self.device) > column
-            suffix_mask = torch.zeros(width, dtype=states.dtype, device=self.device).masked_fill(beyond, -torch.inf)
-        for number, layer in enumerate(model.layers):
-            attention = layer.self_attn
-            query, key, value = (heads.view(num_segments, num_slots, state.suffix_keys[0].shape[1], -1, self.head_dim)
-                                 .transpose(1, 2) for heads in self._heads(layer, states))  # (S, H, K, Q or 1, D)
-            query, key = rotate(query, cos, sin) * attention.scaling, rotate(key, cos, sin)
-            keys, values = state.suffix_keys[number], state.suffix_values[number]
-            keys[:, :, :, column], values[:, :, :, column] = key, value
-            keys, values = keys[:, :, :, :width], values[:, :, :, :width]
-            shared = query.flatten(2, 3)  # (S, H, K * Q, D)
-            prefix_scores = shared @ state.prefix_keys[number].transpose(2, 3) + state.prefix_mask
-            suffix_scores = (query @ keys.transpose(3, 4)).view(*prefix_scores.shape[:3], width)
-            if is_fixed:
-                suffix_scores = suffix_scores + suffix_mask
-            weights = torch.cat([prefix_scores, suffix_scores], dim=-1).softmax(dim=-1, dtype=torch.float)
-            prefix_weights, suffix_weights = weights.to(states.dtype).split([prefix_scores.shape[-1], width], dim=-1)
-            mixed = (prefix_weights @ state.prefix_values[number]).view_as(query)
-            mixed = mixed + suffix_weights.reshape(*query.shape[:4], width) @ values  # (S, H, K, Q, D)
-            states = states + attention.o_proj(mixed.transpose(1, 2).reshape(len(states), -1))
-            states = states + layer.mlp(layer.post_attention_layernorm(states))
-        return self.model.lm_head(model.norm(states))
+    def _padded(self, prefixes: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and positions (B, T), padded on the right, and the places of the last tokens, (B,)."""
+        lengths = [len(prefix) for prefix in prefixes]
+        width = max(lengths)
+        padded = torch.tensor([prefix + [0] * (width - len(prefix)) for prefix in prefixes], device=self.device)
+        positions = torch.arange(width, device=self.device).expand(len(prefixes), -1)
+        return padded, positions, torch.tensor(lengths, device=self.device) - 1
 
-    def _heads(self, layer, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of a layer for `states` (..., hidden), each (..., heads, D), not rotated yet."""
-        attention, normed = layer.self_attn, layer.input_layernorm(states)
-        shape = (*states.shape[:-1], -1, self.head_dim)
-        query, key, value = (project(normed).view(shape)
-                             for project in (attention.q_proj, attention.k_proj, attention.v_proj))
-        if self.model.config.model_type == "qwen3":
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        return query, key, value
+    def _states(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        no_mask = ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # four dimensions keep transformers from making one
+        return self.trunk(input_ids=ids, position_ids=positions, attention_mask=no_mask, layout=layout,
+                          use_cache=False).last_hidden_state
 
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, halves convention (arXiv 2104.09864)."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+    def _logits(self, states: Tensor) -> Tensor:
+        return chunk_of_logits(states, self.head.weight, self.head.bias, 1.0, self.logits)

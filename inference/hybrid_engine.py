@@ -100,10 +100,10 @@ def build_engine(
     from inference.torch_engine import TorchEngine
 
     if actor.zero_stage < 3:
-        return TorchEngine(model, ends, kv_cache_gb)
+        return TorchEngine(model, ends, kv_cache_gb, max_length=max_length)
     replica = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     return TorchEngine(replica.eval().to(actor.device), ends, kv_cache_gb, weights=actor.whole_weights,
-                       free_replica=free_replica)
+                       free_replica=free_replica, max_length=max_length)
 
 
 def load_engine(
@@ -128,4 +128,6 @@ def load_engine(
     from inference.torch_engine import TorchEngine
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
-    return TorchEngine(loaded.eval().to(device), ends, kv_cache_gb)
+    engine = TorchEngine(loaded.eval().to(device), ends, kv_cache_gb, max_length=max_length)
+    engine.check()
+    return engine

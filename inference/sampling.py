@@ -9,6 +9,8 @@ from torch import Tensor
 from utils import seeding
 from utils.types import Prompt
 
+BLOCK = 512  # entries of a vocabulary that are added up at once
+
 
 def sampling_uniforms(
     prompts: Sequence[Prompt], samples: Sequence[int], max_response_length: int, seed: int, step: int
@@ -33,12 +35,33 @@ def pick(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Tens
     Greedy at temperature 0 (log-probabilities at temperature 1); else the inverse of the cumulative distribution at
     `noise` (B,), uniform in [0, 1).
     """
-    logprobs = (logits.float() / (temperature or 1.0)).log_softmax(dim=-1)
+    logits = logits.float()
     if temperature == 0:
-        chosen = logprobs.argmax(dim=-1)
-    else:
-        cumulative = logprobs.exp().cumsum(dim=-1)
-        # Neither end may pick a token of probability 0: not the first at noise 0, nor one beyond the rounded-up total.
-        target = noise[:, None].clamp_min(2**-24) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target).squeeze(1)
-    return chosen, logprobs.gather(-1, chosen[:, None]).squeeze(1)
+        best, chosen = logits.max(dim=-1)
+        return chosen, best - logits.logsumexp(dim=-1)
+    probabilities = (logits if temperature == 1 else logits / temperature).softmax(dim=-1)
+    chosen = invert_cumulative(probabilities, noise[:, None])
+    return chosen.squeeze(1), probabilities.gather(-1, chosen).squeeze(1).log()
+
+
+def invert_cumulative(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """(B, V), (B, 1) -> (B, 1): the first entry whose cumulative sum reaches the share `noise` of the total.
+
+    Entries are added up in blocks, and one by one only within the block that is hit: a large vocabulary is read once
+    more instead of written and read. Neither end may hit an entry of 0: not the first at noise 0, nor one beyond the
+    last by rounding.
+    """
+    if probabilities.shape[1] <= 2 * BLOCK:
+        cumulative = probabilities.cumsum(dim=-1)
+        return torch.searchsorted(cumulative, noise.clamp_min(2**-24) * cumulative[:, -1:])
+    num_whole = probabilities.shape[1] // BLOCK
+    blocks = probabilities[:, : num_whole * BLOCK].unflatten(1, (num_whole, BLOCK)).sum(dim=-1)
+    rest = probabilities[:, num_whole * BLOCK :]
+    ends = torch.cat([blocks, rest.sum(dim=-1, keepdim=True)], dim=-1).cumsum(dim=-1)
+    target = noise.clamp_min(2**-24) * ends[:, -1:]
+    block = torch.searchsorted(ends, target)
+    before = torch.where(block == 0, 0.0, ends.gather(1, (block - 1).clamp_min(0)))
+    entries = block * BLOCK + torch.arange(BLOCK, device=probabilities.device)  # (B, BLOCK)
+    within = probabilities.gather(1, entries.clamp_max(probabilities.shape[1] - 1))
+    within = within.masked_fill(entries >= probabilities.shape[1], 0).cumsum(dim=-1)
+    return block * BLOCK + torch.searchsorted(within, torch.minimum(target - before, within[:, -1:]))

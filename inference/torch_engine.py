@@ -1,4 +1,4 @@
-"""An in-process decoder that needs only torch: it runs the model's own modules with a KV cache made for groups.
+"""An in-process decoder that needs only torch: it runs the model's own layers with a KV cache made for groups.
 
 The prompt of a group is computed once and its keys and values are held once; each sample adds a suffix of its own.
 All rows are at the same response token, so suffixes need no mask. Rows that ended leave the batch when enough have.
@@ -9,6 +9,7 @@ are written yet and masks the rest, and the host looks only now and then which r
 Letters of shapes: see inference/kv_cache.py.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from inference import selfcheck
 from inference.cuda_graph import Captured
-from inference.decoder import Decoder, check_supported
+from inference.decoder import Decoder, Prefill, check_supported, has_fixed_steps
 from inference.kv_cache import COMPACT_BELOW, DecodeState, cache_elements_of, decode_batches
+from inference.llama_decoder import LlamaDecoder, is_like_llama
 from inference.sampling import pick, sampling_uniforms
 from utils.cpu_linear import use_onednn
 from utils.run import watchdog
+from utils.run.errors import RunStopped
 from utils.types import Prompt, Rollout, Sampling
 
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
@@ -48,21 +52,26 @@ class _Output:
 class TorchEngine:
     """Generates with `model`. `weights`, where given, yields buckets {name: tensor} to copy into it at each sync (the
     model is then a replica of a sharded actor); without it the model's tensors are the actor's own. `captured` is what
-    makes a step of fixed shapes fast; None: the shapes grow with the responses."""
+    makes a step of fixed shapes fast; None: the shapes grow with the responses. `max_length`: tokens of prompt and
+    response together, where that is known."""
 
     def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None,
-                 free_replica: bool = False):
+                 free_replica: bool = False, max_length: int | None = None):
         check_supported(model.config)
         self.model = use_onednn(model)
         self.weights = weights
         self.free_replica = free_replica
-        self.decoder = Decoder(self.model)
+        self.max_length = max_length
         embeddings = model.get_input_embeddings().weight
-        self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (cache_elements_of(model.config) * embeddings.element_size()))
         self.device = embeddings.device
-        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
+        on_cpu = self.device.type == "cpu"
+        self.decoder = LlamaDecoder(model) if on_cpu and is_like_llama(model.config) else Decoder(model)
+        self.is_checked = False
+        self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (cache_elements_of(model.config) * embeddings.element_size()))
+        self.prefill_tokens = CPU_PREFILL_TOKENS if on_cpu else PREFILL_TOKENS
         self.eos_ids = torch.tensor(sorted(eos_ids), device=self.device)
-        self.captured = partial(Captured, device=self.device) if self.device.type == "cuda" else None
+        is_captured = self.device.type == "cuda" and has_fixed_steps(model.config)
+        self.captured = partial(Captured, device=self.device) if is_captured else None
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -73,6 +82,32 @@ class TorchEngine:
                 for name, weight in bucket.items():
                     own[name].data = own[name].data if own[name].numel() else torch.empty_like(weight)
                     own[name].copy_(weight)
+        if not self.is_checked:
+            self.check()
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Decode a few tokens and compare with the model's own forward pass, once the weights are there.
+
+        Raises:
+            RunStopped: the log-probabilities are other ones.
+        """
+        self.is_checked = True
+        if isinstance(self.decoder, LlamaDecoder):
+            difference, limit = selfcheck.compare(self)
+            if difference <= limit:
+                return
+            print(f"warning: {self.model.config.model_type} is computed otherwise than inference/llama_decoder.py does "
+                  f"it: log-probabilities differ by {difference:.2g}; by its own forward pass then, which is slower",
+                  file=sys.stderr)
+            self.decoder = Decoder(self.model)
+        difference, limit = selfcheck.compare(self)
+        if not difference <= limit:  # so NaN is too much
+            raise RunStopped(
+                f"the torch engine computes other log-probabilities than the model {self.model.name_or_path} itself: "
+                f"they differ by {difference:.2g} nats on average over a few tokens. It knows decoders that take "
+                "positions and attend by transformers' interface; take vLLM, --engine vllm"
+            )
 
     def sleep(self) -> None:
         if self.weights is not None and self.free_replica:
@@ -110,8 +145,8 @@ class TorchEngine:
         *prefixes, logits = self._prefill(prompts)  # logits (S, V): all samples start from the same
         rows = torch.arange(num_rows, device=self.device).view(len(prompts), group_size)
         longest = max_response_length - 1  # the last token never gets into the cache
-        heads = (len(prompts), prefixes[0][0].shape[1], group_size, min(FIRST_CAPACITY, longest), self.decoder.head_dim)
-        suffixes = [[logits.new_empty(heads) for _ in self.model.model.layers] for _ in range(2)]
+        suffixes = [[cache.new_empty(*cache.shape[:2], group_size, min(FIRST_CAPACITY, longest), cache.shape[3])
+                     for cache in caches] for caches in prefixes[:2]]
         state = DecodeState(*prefixes, *suffixes, rows, torch.ones_like(rows).bool(), torch.zeros_like(rows),
                             torch.full((1,), -1, device=self.device), longest)
         self._choose(state, output, logits.repeat_interleave(group_size, dim=0))
@@ -151,18 +186,19 @@ class TorchEngine:
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
         width = int(lengths.max())
         weight = self.model.get_input_embeddings().weight
-        shape = len(prefixes), self.model.config.num_key_value_heads, width, self.decoder.head_dim
-        # Zeros, for padding is masked, but 0 times what was there before may be NaN:
-        caches = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.model.layers]
-        at_once, logits = max(1, self.prefill_tokens // width), []
+        prefill, logits = Prefill((len(prefixes), width), slice(0)), []
+        at_once = max(1, self.prefill_tokens // width)
         for start in range(0, len(prefixes), at_once):
-            rows = slice(start, start + at_once)
-            of_rows = [(keys[rows], values[rows]) for keys, values in caches]
-            logits.append(self.decoder.prefill_rows(prefixes[rows], of_rows))
+            prefill.rows = slice(start, start + at_once)
+            logits.append(self.decoder.prefill_rows(prefixes[prefill.rows], prefill))
+        if not prefill.keys:
+            raise RunStopped(f"the layers of a model of type {self.model.config.model_type} do not attend by "
+                             "transformers' interface: the torch engine cannot run it; take vLLM, --engine vllm")
         padding = torch.arange(width, device=self.device) >= lengths[:, None]
-        mask = weight.new_zeros(padding.shape).masked_fill(padding, -torch.inf)[:, None, None]
-        keys, values = map(list, zip(*caches, strict=True))
-        return keys, values, mask, lengths, torch.cat(logits)
+        dtype = torch.promote_types(weight.dtype, torch.float)
+        mask = torch.zeros(padding.shape, dtype=dtype, device=self.device).masked_fill(padding, -torch.inf)
+        keys, values = (list(caches.values()) for caches in (prefill.keys, prefill.values))  # in the order of layers
+        return keys, values, mask[:, None, None], lengths, torch.cat(logits)
 
     def _step(self, state: DecodeState, output: _Output, width: int) -> None:
         """Append the latest token of every slot to its suffix and choose the next. `width` suffix columns are looked

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from utils.attention import Layout
+from utils.attention import Layout, tolerance
 from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy
@@ -26,8 +26,6 @@ from utils.run.errors import RunStopped
 from utils.types import MicroBatch
 
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
-MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
-NOISE_MARGIN = 3  # times what attention under a mask differs from an exact one: as much may another way of computing it
 
 
 def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, offload: bool) -> dict:
@@ -93,7 +91,7 @@ class Scorer:
         micro_batch = self._trial(ROWS_OF_ALL_KINDS)
         exact = self._logprobs_by(partial(Masked.of, is_exact=True), micro_batch)
         noise = self._difference(self._logprobs_by(Masked.of, micro_batch), exact)
-        limit = max(MAX_DIFFERENCE[policy.model.dtype], NOISE_MARGIN * noise)
+        limit = tolerance(policy.model.dtype, noise)
         difference = self._difference_from_model()
         if not difference <= limit:  # so NaN is too much
             raise RunStopped(

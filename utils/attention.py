@@ -10,11 +10,13 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "shared_prefix"  # of `attend`, as an attention implementation of transformers
+MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
+NOISE_MARGIN = 3  # times what attention under a mask differs from an exact one: as much may another way of computing it
 
 # cuDNN 9.19 and 9.20, which PyTorch 2.11 and 2.13 prefer on an H100, return NaN gradients under a mask for scores far
 # below zero (pytorch#196678; Qwen2.5 has such), and plan anew for every shape, which is slow. It is not asked.
@@ -89,6 +91,21 @@ def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores
         key, value = (repeat_kv(heads, query.shape[1] // heads.shape[1]) for heads in (key, value))
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scores.scale,
                                           enable_gqa=query.shape[1] != key.shape[1])
+
+
+def unknown_attention(config: PretrainedConfig) -> str | None:
+    """What a model is whose layers cannot attend by `attend`, in words; None where they can. Nothing is loaded."""
+    known = AutoModelForCausalLM._model_mapping.get(type(config), ())
+    classes = known if isinstance(known, tuple) else (known,)
+    if any(getattr(one, "_supports_attention_backend", False) for one in classes):
+        return None
+    return f"a model of type {config.model_type}, whose attention is its own or no causal language model's"
+
+
+def tolerance(dtype: torch.dtype, noise: float) -> float:
+    """Nats by which mean log-probabilities may differ from those with exact attention, where attention under a mask
+    differs from them by `noise`."""
+    return max(MAX_DIFFERENCE[dtype], NOISE_MARGIN * noise)
 
 
 def head_dim_of(config: PretrainedConfig) -> int:

@@ -18,8 +18,8 @@ ROWS = 8_192  # that add_product computes at once
 
 
 def is_for_onednn(states: Tensor, weight: Tensor) -> bool:
-    is_float = states.dtype == weight.dtype == torch.float32
-    return HAS_ONEDNN and is_float and states.device.type == "cpu" and len(states) > 0
+    return (HAS_ONEDNN and states.dtype is torch.float32 and weight.dtype is torch.float32
+            and states.device.type == "cpu" and states.shape[0] > 0)
 
 
 def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class Linear(nn.Linear):
             out = Product.apply(flat, self.weight, self.bias)
         else:
             out = product(flat, self.weight, self.bias)
-        return out.view(*states.shape[:-1], len(self.weight))
+        return out.view(*states.shape[:-1], out.shape[-1])
 
 
 def use_onednn(model: PreTrainedModel) -> PreTrainedModel:

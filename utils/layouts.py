@@ -36,7 +36,8 @@ def has_varlen(device: torch.device, dtype: torch.dtype, config: PretrainedConfi
         return False
     head_dim, settings = head_dim_of(config), config.get_text_config().to_dict()
     has_plain_scores = settings.get("attn_logit_softcapping") is None and config.model_type != "gpt_oss"
-    return (has_plain_scores and head_dim % 8 == 0 and head_dim <= 256
+    has_own_values = "v_head_dim" in settings  # of another size than keys
+    return (has_plain_scores and not has_own_values and head_dim % 8 == 0 and head_dim <= 256
             and torch.cuda.get_device_capability(device) >= (8, 0))
 
 

@@ -42,7 +42,7 @@ class Logits:
         """(n, V) products, which are overwritten -> logits at the temperature, in float32 at least."""
         products = products.to(torch.promote_types(products.dtype, torch.float))
         if self.soft_cap is None:
-            return products.div_(temperature / self.scale)
+            return products if temperature == self.scale else products.div_(temperature / self.scale)
         return products.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap / temperature)
 
     def cap_gradients(self, temperature: float, logits: Tensor, grad_logits: Tensor) -> None:

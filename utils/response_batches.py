@@ -116,7 +116,8 @@ class Batches:
         return cls(own, tuple(batches), *numbers)
 
     def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        head_dim, (length, num_prefixes) = query.shape[-1], (self.prefixes.length, len(self.prefixes.parents))
+        length, num_prefixes = self.prefixes.length, len(self.prefixes.parents)
+        num_heads = query.shape[1], key.shape[1], value.shape[1]
         queries, keys, values = (
             Rearrange.apply(heads.transpose(1, 2).flatten(2).flatten(0, 1), self.tokens, self.slots, self.padding)
             .split(self.sizes) for heads in (query, key, value)
@@ -124,7 +125,8 @@ class Batches:
 
         def weigh(batch: ResponseBatch, *rows: Tensor, is_causal: bool = False) -> Tensor:
             """Queries, keys, values, each (B, slots, heads * D) -> (B * slots, Q * D)."""
-            heads = [some.unflatten(-1, (-1, head_dim)).transpose(1, 2) for some in rows]
+            heads = [some.unflatten(-1, (count, -1)).transpose(1, 2)
+                     for some, count in zip(rows, num_heads, strict=True)]
             mask = None if is_causal else batch.mask(query.dtype, scores.window)
             return fused(*heads, mask, scores).transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -137,7 +139,7 @@ class Batches:
                     for prefix, response in zip(in_prefixes[1:], own[1:], strict=True)]  # (B, P + T, H * D)
             mixed.append(weigh(batch, own[0], *seen))
         rows = Rearrange.apply(torch.cat(mixed), self.slots, self.tokens, self.empty)
-        return rows.view(len(query), query.shape[2], query.shape[1], head_dim)
+        return rows.view(len(query), query.shape[2], query.shape[1], -1)
 
 
 def _mask(in_prefix: Tensor, length: int, dtype: torch.dtype, window: int | None = None) -> Tensor:

@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import (
-    GPT2Config,
+    Gemma2ForCausalLM,
+    GPTJConfig,
+    Lfm2Config,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
     MistralForCausalLM,
-    Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from inference import torch_engine
+from inference import sampling, torch_engine
 from inference.decoder import check_supported
 from inference.hybrid_engine import eos_ids
 from inference.kv_cache import COMPACT_BELOW, SLACK, DecodeState, deal
@@ -37,8 +36,10 @@ from utils.run.errors import BadInput
 from utils.types import Prompt, Rollout, Sampling
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
-KINDS = pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM])
-OWN = {Qwen3ForCausalLM: {"head_dim": 6}, MistralForCausalLM: {"sliding_window": None}}  # settings of one type
+KINDS = pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, MistralForCausalLM,
+                                         Gemma2ForCausalLM])  # the last by its own forward pass
+OWN = {Qwen3ForCausalLM: {"head_dim": 6}, MistralForCausalLM: {"sliding_window": None},
+       Gemma2ForCausalLM: {"head_dim": 6, "sliding_window": 5, "attn_logit_softcapping": 2.0}}  # settings of one type
 SEED = 35  # with it greedy responses end at many times, whatever the kind
 ENDS = (1, 3, 7)
 LENGTHS = [(5, 0), (1, 0), (12, 3), (3, 2), (9, 0), (2, 1), (7, 7), (4, 0), (1, 1), (6, 0)]  # of prompts and hints
@@ -307,13 +308,8 @@ def test_without_a_replica_the_actors_weights_are_used_as_they_change():
 
 
 @pytest.mark.parametrize(("config", "reason"), [
-    (GPT2Config(), "a model of type gpt2, only llama, mistral, qwen2, qwen3"),
-    (Qwen2Config(use_sliding_window=True, max_window_layers=0), "a model with sliding-window attention"),
-    (Qwen3Config(use_sliding_window=True), "a model with sliding-window attention"),
-    (MistralConfig(), "a model with sliding-window attention"),
-    (MistralConfig(sliding_window=64), "a model with sliding-window attention"),
-    (Qwen3Config(num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"]),
-     "a model with layers of type sliding_attention"),
+    (GPTJConfig(), "a model of type gptj, whose attention is its own or no causal language model's"),
+    (Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]), "a model with layers of type conv"),
     (LlamaConfig(rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
      "a model with rotary embeddings of type dynamic"),
 ])
@@ -324,8 +320,8 @@ def test_a_model_that_the_engine_cannot_run_is_refused(config, reason):
 
 
 def test_the_engine_itself_refuses_a_model_it_cannot_run():
-    with pytest.raises(BadInput, match="sliding-window"):
-        TorchEngine(tiny_model(MistralForCausalLM, sliding_window=64), ENDS, GB)
+    with pytest.raises(BadInput, match="type dynamic"):
+        make_engine(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
 
 
 @KINDS
@@ -356,6 +352,17 @@ def test_choices_on_a_grid_of_noise_follow_the_distribution():
     counts = torch.bincount(chosen, minlength=5).tolist()
     assert all(abs(count - 2000 * p) <= 1 for count, p in zip(counts, probabilities.tolist(), strict=True))
     torch.testing.assert_close(logprobs, probabilities[chosen].log(), **CLOSE)
+
+
+@pytest.mark.parametrize("vocab_size", [1025, 1536, 5000])
+def test_adding_up_in_blocks_changes_no_choice(vocab_size, monkeypatch):
+    random = torch.Generator().manual_seed(vocab_size)
+    logits, noise = 3 * torch.randn(400, vocab_size, generator=random), torch.rand(400, generator=random)
+    in_blocks = pick(logits, 0.7, noise)
+    monkeypatch.setattr(sampling, "BLOCK", vocab_size)
+    one_by_one = pick(logits, 0.7, noise)
+    assert torch.equal(in_blocks[0], one_by_one[0]) and len(in_blocks[0].unique()) > 100
+    assert torch.equal(in_blocks[1], one_by_one[1])
 
 
 def test_pick_by_hand():

@@ -1,7 +1,6 @@
 """Bad input: status not 0, and one message with the flag, its value and the rule, before any model loads."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig
 
 from tests.helpers.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
@@ -22,7 +21,6 @@ from utils.data import load_problems
 from utils.run import processes, tracking
 from utils.run.cli import run_script
 from utils.run.logger import Logger
-from utils.setup.inputs import attention_window
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
@@ -189,21 +187,12 @@ def test_eval_checks_every_model_and_data_set(call, flags, base_model, countdown
     expect(call("eval", flags, "--model", model, str(tmp_path / "short")), "exceeds the 96 positions of", "/short")
 
 
-def test_a_model_that_looks_back_less_than_training_does(call, flags, base_model, tmp_path):
-    model = tmp_path / "window"
-    shutil.copytree(base_model, model)
-    config = json.loads((model / "config.json").read_text())
-    del config["layer_types"]
-    config |= {"use_sliding_window": True, "sliding_window": 111, "max_window_layers": 0}
-    (model / "config.json").write_text(json.dumps(config))
-    expect(call("uft", flags | {"model": model, "engine": "deepspeed"}), "flag --max_response_length 48: with "
-           "--max_prompt_length 64 exceeds the 111 tokens that", "looks back: training here knows no such window")
-    sft = of_script("sft", flags) | {"model": model, "engine": "deepspeed"}
-    expect(call("sft", sft), "flag --max_length 128: exceeds the 111 tokens that", "looks back: training here")
-    status, out, _ = call("sft", sft | {"max_length": 111}, "--check")  # what is generated may be longer
-    assert status == 0 and "all checks passed" in out
-    assert attention_window(Qwen2Config(sliding_window=5)) == attention_window(LlamaConfig()) == math.inf
-    assert attention_window(MistralConfig(sliding_window=5)) == 5
+def test_a_model_that_cannot_be_trained(call, flags, base_model, tmp_path):
+    """Its attention is its own, so that no layout reaches it."""
+    shutil.copytree(base_model, tmp_path / "gptj")
+    GPTJConfig(vocab_size=5000, n_embd=8, n_layer=1, n_head=2).save_pretrained(tmp_path / "gptj")
+    expect(call("sft", of_script("sft", flags) | {"model": tmp_path / "gptj", "engine": "deepspeed"}),
+           "flag --model ", "is a model of type gptj, whose attention is its own")
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "eval"])

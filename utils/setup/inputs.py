@@ -1,7 +1,6 @@
 """What a run reads before a model loads: tokenizer, configuration and problems, checked against the flags."""
 
 import json
-import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any
 
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine
+from utils.attention import unknown_attention
 from utils.data import load_problems
 from utils.pretrained import load_generation_config
 from utils.prompts import PromptBuilder
@@ -74,19 +74,18 @@ def load_inputs(
     if tokenizer is not None:
         config = AutoConfig.from_pretrained(model)
         check_engine(engine, config, tp_size)
+        reason = unknown_attention(config) if "train" in splits else None
+        require(reason is None, "--model", model, f"is {reason}; training attends by transformers' interface")
         shape = shape_of(config)
         largest = max(tokenizer.get_vocab().values())
         require(largest < config.vocab_size, "--model", model,
                 f"its tokenizer has ids up to {largest}, its embeddings end at {config.vocab_size - 1}")
-        positions, window = config.max_position_embeddings, attention_window(config)
+        positions = config.max_position_embeddings
         rows = [("--max_response_length", max_response_length, f"with --max_prompt_length {max_prompt_length} exceeds",
                  max_prompt_length + max_response_length)]
         rows += [("--max_length", max_length, "exceeds", max_length)] if max_length else []
         for flag, value, exceeds, length in rows:
             require(length <= positions, flag, value, f"{exceeds} the {positions} positions of {model}")
-        flag, value, exceeds, length = rows[-1]
-        require("train" not in splits or length <= window, flag, value,
-                f"{exceeds} the {window} tokens that {model} looks back: training here knows no such window")
         parts = config, load_generation_config(model), tokenizer
         if "train" in splits:
             check_savable(model, parts)
@@ -164,11 +163,6 @@ def read_object(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
-
-
-def attention_window(config: PretrainedConfig) -> float:
-    """Tokens that the model looks back, in those of its layers that look back least."""
-    return config.to_dict().get("sliding_window") or math.inf  # None where a Qwen2 or Qwen3 does not use it
 
 
 def check_savable(model: str, parts: Iterable[PushToHubMixin]) -> None:

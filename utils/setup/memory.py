@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from inference.decoder import SUPPORTED
 from inference.kv_cache import max_batch
+from inference.llama_decoder import TYPES
 from inference.torch_engine import PREFILL_TOKENS
 from utils.policy import CHUNK_LOGITS
 
 GIB = 2**30
-NO_ESTIMATE = {"memory": f"no estimate: it needs the config of --model, of type {', '.join(SUPPORTED)}, within reach"}
+NO_ESTIMATE = {"memory": f"no estimate: it needs the config of --model, of type {', '.join(TYPES)}, within reach"}
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size, gradients on their way; at stage 3 it always exists
 LIVE = 1_000_000_000  # elements: its stage3_max_live_parameters, weights gathered at once
 
@@ -63,8 +63,8 @@ SHAPES = {  # for machines that cannot reach the hub
 
 
 def shape_of(config: PretrainedConfig) -> Shape | None:
-    """The shape of a model, None for a type that is not among inference.decoder.SUPPORTED."""
-    if config.model_type not in SUPPORTED:
+    """The shape of a model, None for a type that is not among inference.llama_decoder.TYPES."""
+    if config.model_type not in TYPES:
         return None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     settings = config.to_dict()  # the types have different ones
