@@ -54,14 +54,17 @@ class Prefill:
 
     shape: tuple[int, int]  # S, T
     rows: slice
+    heads_last: bool = False  # in memory
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
     def keep(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
         for caches, heads in ((self.keys, key), (self.values, value)):
             if module.layer_idx not in caches:  # zeros, for padding is masked, but 0 times what was there may be NaN
-                caches[module.layer_idx] = heads.new_zeros(self.shape[0], heads.shape[1], self.shape[1],
-                                                           heads.shape[3])
+                segments, length = self.shape
+                shape = (segments, length, heads.shape[1]) if self.heads_last else (segments, heads.shape[1], length)
+                cache = heads.new_zeros(*shape, heads.shape[3])
+                caches[module.layer_idx] = cache.transpose(1, 2) if self.heads_last else cache
             caches[module.layer_idx][self.rows, :, : heads.shape[2]] = heads
 
     def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
@@ -81,18 +84,22 @@ class Step:
         self.column = state.position if is_fixed else slice(width - 1, width)
         self.masks: dict[int | None, tuple[Tensor, Tensor | None]] = {}
 
+    def per_slot(self, heads: Tensor, num_kv_heads: int) -> Tensor:
+        """(S * K, H * Q, 1, D) -> (S, H, K, Q, D)."""
+        return heads.view(*self.state.rows.shape, num_kv_heads, -1, heads.shape[-1]).transpose(1, 2)
+
+    def append(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the keys and values of the latest tokens into the layer's suffixes, which are returned whole."""
+        keys, values = self.state.suffix_keys[module.layer_idx], self.state.suffix_values[module.layer_idx]
+        keys[:, :, :, self.column] = self.per_slot(key, key.shape[1])
+        values[:, :, :, self.column] = self.per_slot(value, value.shape[1])
+        return keys, values
+
     def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         state, layer, width = self.state, module.layer_idx, self.width
         num_segments, num_slots = state.rows.shape
-        shape = num_segments, num_slots, key.shape[1], -1
-
-        def per_slot(heads: Tensor) -> Tensor:
-            return heads.view(*shape, heads.shape[-1]).transpose(1, 2)  # (S, H, K, Q or 1, D)
-
-        keys, values = state.suffix_keys[layer], state.suffix_values[layer]
-        keys[:, :, :, self.column], values[:, :, :, self.column] = per_slot(key), per_slot(value)
-        keys, values = keys[:, :, :, :width], values[:, :, :, :width]
-        query = per_slot(query)
+        keys, values = (cache[:, :, :, :width] for cache in self.append(module, key, value))
+        query = self.per_slot(query, key.shape[1])
         is_scaled = query.dtype.itemsize > 2  # a half is multiplied as it is, and scaled in float32
         query = query * scores.scale if is_scaled else query
         prefix_scores = products(query.flatten(2, 3), state.prefix_keys[layer])  # (S, H, K * Q, T)
@@ -142,6 +149,10 @@ def products(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 class Decoder:
+    """`step_type` is how steps attend."""
+
+    step_type = Step
+
     def __init__(self, model: PreTrainedModel) -> None:
         model.set_attn_implementation(attention.NAME)
         self.model = model
@@ -158,8 +169,8 @@ class Decoder:
     def step(self, state: DecodeState, width: int, is_fixed: bool) -> Tensor:
         """Append the latest token of every slot to its suffix and return the logits after it, (S * K, V)."""
         positions = (state.prefix_lengths + state.position)[:, None].expand_as(state.chosen)
-        states = self._states(state.chosen.reshape(-1, 1), positions.reshape(-1, 1), Step(state, width, is_fixed))
-        return self._logits(states[:, 0])
+        layout = self.step_type(state, width, is_fixed)
+        return self._logits(self._states(state.chosen.reshape(-1, 1), positions.reshape(-1, 1), layout)[:, 0])
 
     def _padded(self, prefixes: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and positions (B, T), padded on the right, and the places of the last tokens, (B,)."""

@@ -16,6 +16,19 @@ COMPACT_BELOW = 0.75  # share of live rows under which the finished ones leave
 SLACK = 1.15  # slots over live rows that a compaction may leave, to keep samples of one group together
 
 
+def empty_cache(like: Tensor, *shape: int) -> Tensor:
+    """A cache (S, H, ..., D) of the type of `like`, another one. In memory heads come second to last, just before D, if
+    they do so in `like`."""
+    if not heads_come_last(like):
+        return like.new_empty(shape)
+    return like.new_empty(shape[0], *shape[2:-1], shape[1], shape[-1]).movedim(-2, 1)
+
+
+def heads_come_last(cache: Tensor) -> bool:
+    """Whether a cache (S, H, ..., D) is laid out (S, ..., H, D) in memory, as variable-length attention reads it."""
+    return cache.movedim(1, -2).is_contiguous() and not cache.is_contiguous()
+
+
 @dataclass
 class DecodeState:
     """The rows in flight: S segments of K slots. A slot is dead once its sample has ended. Steps write
@@ -43,11 +56,12 @@ class DecodeState:
         segment = parent[:, None]
         for cache in (self.suffix_keys, self.suffix_values):  # first, for they get smaller
             for number, old in enumerate(cache):
-                cache[number] = old.new_empty(len(parent), old.shape[1], slot.shape[1], *old.shape[3:])
+                cache[number] = empty_cache(old, len(parent), old.shape[1], slot.shape[1], *old.shape[3:])
                 cache[number][:, :, :, :t] = old.transpose(1, 2)[segment, slot, :, :t].transpose(1, 2)
         for cache in (self.prefix_keys, self.prefix_values):
             for number, old in enumerate(cache):
-                cache[number] = old[parent]
+                last = heads_come_last(old)
+                cache[number] = old.movedim(1, -2)[parent].movedim(-2, 1) if last else old[parent]
         self.prefix_mask, self.prefix_lengths = self.prefix_mask[parent], self.prefix_lengths[parent]
         self.rows, self.chosen = self.rows[segment, slot], self.chosen[segment, slot]
         self.alive = torch.ones_like(slot, dtype=torch.bool)
@@ -59,7 +73,7 @@ class DecodeState:
         for cache in (self.suffix_keys, self.suffix_values):
             for number, old in enumerate(cache):
                 capacity = min(max(needed, 2 * old.shape[3]), self.longest)
-                cache[number] = old.new_empty(*old.shape[:3], capacity, old.shape[4])
+                cache[number] = empty_cache(old, *old.shape[:3], capacity, old.shape[4])
                 cache[number][:, :, :, :t] = old[:, :, :, :t]
 
 

@@ -21,11 +21,13 @@ from transformers import PreTrainedModel
 
 from inference import selfcheck
 from inference.cuda_graph import Captured
-from inference.decoder import Decoder, Prefill, check_supported, has_fixed_steps
-from inference.kv_cache import COMPACT_BELOW, DecodeState, cache_elements_of, decode_batches
+from inference.decoder import Decoder, Prefill, Step, check_supported, has_fixed_steps
+from inference.fused_step import KNOWS_COUNTS, FusedStep
+from inference.kv_cache import COMPACT_BELOW, DecodeState, cache_elements_of, decode_batches, empty_cache
 from inference.llama_decoder import LlamaDecoder, is_like_llama
 from inference.sampling import pick, sampling_uniforms
 from utils.cpu_linear import use_onednn
+from utils.layouts import has_varlen
 from utils.run import watchdog
 from utils.run.errors import RunStopped
 from utils.types import Prompt, Rollout, Sampling
@@ -66,6 +68,8 @@ class TorchEngine:
         self.device = embeddings.device
         on_cpu = self.device.type == "cpu"
         self.decoder = LlamaDecoder(model) if on_cpu and is_like_llama(model.config) else Decoder(model)
+        if KNOWS_COUNTS and has_varlen(self.device, embeddings.dtype, model.config):
+            self.decoder.step_type = FusedStep
         self.is_checked = False
         self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (cache_elements_of(model.config) * embeddings.element_size()))
         self.prefill_tokens = CPU_PREFILL_TOKENS if on_cpu else PREFILL_TOKENS
@@ -93,13 +97,19 @@ class TorchEngine:
             RunStopped: the log-probabilities are other ones.
         """
         self.is_checked = True
-        if isinstance(self.decoder, LlamaDecoder):
-            difference, limit = selfcheck.compare(self)
-            if difference <= limit:
-                return
-            print(f"warning: {self.model.config.model_type} is computed otherwise than inference/llama_decoder.py does "
-                  f"it: log-probabilities differ by {difference:.2g}; by its own forward pass then, which is slower",
-                  file=sys.stderr)
+        if type(self.decoder) is not Decoder or self.decoder.step_type is not Step:
+            where, how = "llama_decoder" if self.device.type == "cpu" else "fused_step", "fails"
+            try:
+                difference, limit = selfcheck.compare(self)
+                if difference <= limit:
+                    return
+                how = f"changes log-probabilities by {difference:.2g}"
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # a kernel that does not take this model
+                how = f"fails: {error}"
+            print(f"warning: inference/{where}.py {how} for this model, of type {self.model.config.model_type}; its "
+                  "own forward pass and plain attention are taken, which are slower", file=sys.stderr)
             self.decoder = Decoder(self.model)
         difference, limit = selfcheck.compare(self)
         if not difference <= limit:  # so NaN is too much
@@ -145,7 +155,7 @@ class TorchEngine:
         *prefixes, logits = self._prefill(prompts)  # logits (S, V): all samples start from the same
         rows = torch.arange(num_rows, device=self.device).view(len(prompts), group_size)
         longest = max_response_length - 1  # the last token never gets into the cache
-        suffixes = [[cache.new_empty(*cache.shape[:2], group_size, min(FIRST_CAPACITY, longest), cache.shape[3])
+        suffixes = [[empty_cache(cache, *cache.shape[:2], group_size, min(FIRST_CAPACITY, longest), cache.shape[3])
                      for cache in caches] for caches in prefixes[:2]]
         state = DecodeState(*prefixes, *suffixes, rows, torch.ones_like(rows).bool(), torch.zeros_like(rows),
                             torch.full((1,), -1, device=self.device), longest)
@@ -186,7 +196,8 @@ class TorchEngine:
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)
         width = int(lengths.max())
         weight = self.model.get_input_embeddings().weight
-        prefill, logits = Prefill((len(prefixes), width), slice(0)), []
+        fused = self.decoder.step_type is FusedStep
+        prefill, logits = Prefill((len(prefixes), width), slice(0), heads_last=fused), []
         at_once = max(1, self.prefill_tokens // width)
         for start in range(0, len(prefixes), at_once):
             prefill.rows = slice(start, start + at_once)

@@ -22,7 +22,8 @@ from utils.attention import Layout, Scores, fused, head_dim_of, written_out
 from utils.response_batches import Batches, Stretches
 from utils.types import PREFIX, MicroBatch
 
-KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # of query heads; PyTorch 2.11's does not
+ARGUMENTS = inspect.signature(varlen_attn).parameters
+KNOWS_GROUPS = "enable_gqa" in ARGUMENTS  # of query heads; PyTorch 2.11's does not
 
 
 def kinds_of_layouts(device: torch.device, dtype: torch.dtype, config: PretrainedConfig) -> list[type[Layout]]:
@@ -32,7 +33,9 @@ def kinds_of_layouts(device: torch.device, dtype: torch.dtype, config: Pretraine
 
 def has_varlen(device: torch.device, dtype: torch.dtype, config: PretrainedConfig) -> bool:
     """Whether PyTorch's variable-length attention, which is FlashAttention, can run the model's layers there."""
-    if device.type != "cuda" or torch.version.hip is not None or dtype not in (torch.bfloat16, torch.float16):
+    if "window_size" not in ARGUMENTS or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    if dtype not in (torch.bfloat16, torch.float16):
         return False
     head_dim, settings = head_dim_of(config), config.get_text_config().to_dict()
     has_plain_scores = settings.get("attn_logit_softcapping") is None and config.model_type != "gpt_oss"

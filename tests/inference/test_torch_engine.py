@@ -16,6 +16,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralForCausalLM,
+    Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
 )
@@ -589,6 +590,31 @@ def test_bfloat16_is_float32_rounded(kind, captured):
     mask = micro_batch.response_mask
     away = (scorer(model, 0.8).logprobs(micro_batch) - micro_batch.engine_logprobs)[mask].abs()
     assert away.mean() < 0.02 and away.max() < 0.15
+
+
+@pytest.mark.parametrize("is_like_llama", [True, False])
+@as_in_a_run()
+def test_scores_far_below_zero_keep_their_digits_in_bfloat16(is_like_llama, monkeypatch):
+    """Biases like those of Qwen2.5's queries and keys: near -300 a score in bfloat16 has steps of 2. With such scores
+    the engine was .16 nats from training, which keeps them in float32, and without the biases .04."""
+    monkeypatch.setattr(torch_engine, "is_like_llama", lambda config: is_like_llama)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.15)).eval()
+    size = (300 * 32**0.5) ** 0.5
+    attention = model.model.layers[1].self_attn
+    with torch.no_grad():  # of each head's last pair, which rotates by next to nothing
+        for project, sign in ((attention.q_proj, 1), (attention.k_proj, -1)):
+            project.bias.copy_(torch.randn(project.bias.shape)).view(-1, 32)[:, 31] += sign * size
+    model.bfloat16()
+    random = np.random.default_rng(0)
+    prompts = [models.make_prompt(random.integers(2, 512, 40).tolist(), index=index) for index in range(6)]
+    groups = TorchEngine(model, ENDS, GB).generate(prompts, Sampling(4, 60, 1.0))
+    actor = scorer(model)
+    differences = [(actor.logprobs(micro_batch) - micro_batch.engine_logprobs).abs()
+                   for micro_batch in pack(groups, [[0.0] * 4] * 6, 2000, CPU)]
+    assert 0.01 < torch.cat(differences).mean() < 0.07
 
 
 def test_a_dead_slot_writes_nothing_down():
