@@ -74,8 +74,8 @@ def load_inputs(
     if tokenizer is not None:
         config = AutoConfig.from_pretrained(model)
         check_engine(engine, config, tp_size)
-        reason = unknown_attention(config) if "train" in splits else None
-        require(reason is None, "--model", model, f"is {reason}; training attends by transformers' interface")
+        own = unknown_attention(config) if "train" in splits else None
+        require(own is None, "--model", model, f"is {own}; training attends by transformers' interface")
         shape = shape_of(config)
         largest = max(tokenizer.get_vocab().values())
         require(largest < config.vocab_size, "--model", model,
