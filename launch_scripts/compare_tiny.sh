@@ -3,7 +3,8 @@
 #           Countdown and on the search tree at depths 4 and 6; RFT, R3, stage and UFT on the tree at depths 3, 5 and 8 too.
 #           Writes $RUN/comparison.png (accuracy and hints over the steps, a panel a task), $RUN/depths.png (steps to 50 %
 #           against depth) and the tables to $RUN/tables.md.
-# Hardware: two CPU cores and 6 GB of memory, about 100 minutes; a GPU is used where there is one (then JOBS=1).
+# Hardware: two CPU cores and 6 GB of memory, about 100 minutes; a GPU is used where there is one (then
+#           JOBS=1; CUDA_VISIBLE_DEVICES=0,1,2,3 JOBS=4: a GPU for each).
 # Expect:   the tables in README.md, "All methods with tiny models".
 # How:      bash launch_scripts/compare_tiny.sh
 # A run that is complete is not run again, one that was cut goes on from its last checkpoint. JOBS (default 2) runs go side by
@@ -65,7 +66,13 @@ train() { # task method seed; the method is the script's name, or sft_rft: rft f
         case "$script" in uft | stage) flags+=(--hint_steps 120 --sft_coef 0.001) ;; esac
     fi
     mkdir -p "$RUN/$1/logs"
-    deepspeed --num_gpus 1 --master_port "$((${PORT:-29500} + ${SLOT:-0}))" "training/$script.py" "${flags[@]}" \
+    if [[ "${CUDA_VISIBLE_DEVICES:-}" == *,* ]]; then # one of them for each that runs at the same time
+        IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+        export CUDA_VISIBLE_DEVICES="${gpus[SLOT % ${#gpus[@]}]}"
+    fi
+    [[ -z "${MASTER_PORT:-}" ]] || MASTER_PORT="$((MASTER_PORT + SLOT))"
+    source launch_scripts/launcher.sh 1 || return 255
+    deepspeed "${launcher[@]}" "training/$script.py" "${flags[@]}" \
         >"$RUN/$1/logs/$2_seed$3.txt" 2>&1 || { echo "failed: see $RUN/$1/logs/$2_seed$3.txt" >&2; return 255; }
     echo "$1 $2 seed $3: $(grep -o '"eval/accuracy": [0-9.]*' "$output_dir/metrics.jsonl" | tail -1)"
 }

@@ -10,11 +10,12 @@
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
+source launch_scripts/launcher.sh "${GPUS:-1}"
 
 read -ra models <<<"${MODEL:-Qwen/Qwen2.5-3B}"
 read -ra data <<<"${DATA:-countdown}"
 
-deepspeed --quiet --num_gpus "${GPUS:-1}" training/eval.py \
+deepspeed --quiet "${launcher[@]}" training/eval.py \
     --model "${models[@]}" \
     --data "${data[@]}" \
     --output_dir "${OUTPUT_DIR:-runs/eval_qwen3b}" \

@@ -23,11 +23,9 @@ if [[ ! -f "$run/base/config.json" ]]; then
 fi
 
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
-devices=(--num_gpus "$((gpus == 1 ? 1 : 2))")
-if ((gpus > 0)) && [[ "${CUDA_VISIBLE_DEVICES:-}" =~ ^[0-9]+(,[0-9]+)? ]]; then
-    devices=(--include "localhost:${BASH_REMATCH[0]}") # --num_gpus takes the machine's first ones, whatever is visible
-fi
-deepspeed --quiet "${devices[@]}" training/uft.py \
+[[ "$gpus" != 0 || -z "${CUDA_VISIBLE_DEVICES:-}" ]] || unset CUDA_VISIBLE_DEVICES # names GPUs that are not there
+source launch_scripts/launcher.sh "$((gpus == 1 ? 1 : 2))"
+deepspeed --quiet "${launcher[@]}" training/uft.py \
     --model "$run/base" \
     --data "$run/data" \
     --output_dir "$run/uft" \
@@ -56,7 +54,7 @@ in $PWD after: source $VIRTUAL_ENV/bin/activate
 One problem, four answers, and what the model was unsure of:
     python inference/generate.py --model $model --data $run/data --index 7 -n 4 --logprobs
 How often one of 8 samples is right (mean@8, pass@8):
-    deepspeed --quiet ${devices[*]} training/eval.py --model $model --data $run/data --output_dir $run/eval --overwrite --num_samples 8
+    deepspeed --quiet ${launcher[*]} training/eval.py --model $model --data $run/data --output_dir $run/eval --overwrite --num_samples 8
 The same without the loss on hints, and both side by side:
     bash launch_scripts/quickstart.sh --sft_coef 0 --output_dir $run/no_sft_loss
     python -m utils.report $run/uft $run/no_sft_loss

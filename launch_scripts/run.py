@@ -8,7 +8,7 @@
 The first line says what is run, as a comment: what --dry_run prints is a shell script. --eval evaluates what the same
 call without it trains: the run's latest checkpoint, or --model where it has none. Flags of the training script may
 follow after `--`, such as `-- --check` or `-- --resume`; they overrule the recipe. The exit status is the training's.
-Everything runs from the repository root, which relative paths refer to.
+Everything runs from the repository root, which relative paths refer to. MASTER_PORT and LAUNCH are as in launcher.sh.
 """
 
 from __future__ import annotations  # an old `python` gets as far as to call the environment's
@@ -19,6 +19,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,8 @@ SFT_EPOCHS, BATCH = 5, 256
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the words after `--`. Wrong flags end the process with status 2."""
-    own, further = words, []
-    if "--" in words:
-        own, further = words[: words.index("--")], words[words.index("--") + 1 :]
+    end = words.index("--") if "--" in words else len(words)
+    own, further = words[:end], words[end + 1 :]
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algo", default="uft", choices=[*SCRIPTS, "sft_rft"],
@@ -50,8 +50,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--data", default="countdown",
                         help="countdown, math, kk_logic (or logic), or a folder with two parquet files; with --eval "
                         f"also {', '.join(BENCHMARKS)}, and others: {', '.join(OTHERS)} (countdown)")
-    parser.add_argument("--n_gpu", type=int,
-                        help="processes, one per GPU (as many as --visible-devices names, else 1)")
+    parser.add_argument("--n_gpu", type=int, help="processes, one per GPU (as many as --visible-devices names, else 1)")
     parser.add_argument("--visible-devices", default="",
                         help="GPUs to use, e.g. 0,1 (the first of $CUDA_VISIBLE_DEVICES, or of all)")
     parser.add_argument("--T", type=int, default=500, help=f"training steps, but sft takes {SFT_EPOCHS} epochs (500)")
@@ -83,10 +82,10 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def choose_devices(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Settles --n_gpu and --visible-devices, the one from the other. With --num_gpus DeepSpeed takes the first GPUs
-    of the machine, whatever CUDA_VISIBLE_DEVICES says: so that stands for --visible-devices."""
-    exported = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not args.visible_devices and exported[:4] in ("GPU-", "MIG-"):
+    """Settles --n_gpu and --visible-devices, the one from the other, and what the launcher gets. By --num_gpus it takes
+    the machine's first GPUs, whatever CUDA_VISIBLE_DEVICES says: so that stands for --visible-devices."""
+    instead, exported = os.environ.get("LAUNCH", "").split(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not (args.visible_devices or instead) and exported[:4] in ("GPU-", "MIG-"):
         parser.error(f"CUDA_VISIBLE_DEVICES={exported}: DeepSpeed knows GPUs by number; give --visible-devices 0,1,..")
     if args.visible_devices and not re.fullmatch(r"\d+(,\d+)*", args.visible_devices):
         parser.error(f"flag --visible-devices {args.visible_devices}: must be numbers of GPUs, as 0,1")
@@ -96,10 +95,14 @@ def choose_devices(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
         parser.error(f"flag --n_gpu {args.n_gpu}: must be at least 1")
     if named and len(set(named)) != args.n_gpu:
         parser.error(f"flag --visible-devices {args.visible_devices}: must name --n_gpu {args.n_gpu} devices")
-    if not named and re.fullmatch(r"\d+(,\d+)*", exported):
+    if not (named or instead) and re.fullmatch(r"\d+(,\d+)*", exported):
         args.visible_devices = ",".join(exported.split(",")[: args.n_gpu])
         if len(args.visible_devices.split(",")) < args.n_gpu:
             parser.error(f"flag --n_gpu {args.n_gpu}: CUDA_VISIBLE_DEVICES={exported} names fewer")
+    these, port = args.visible_devices, os.environ.get("MASTER_PORT")
+    devices = ["--include", f"localhost:{these}"] if these else ["--num_gpus", str(args.n_gpu)]
+    args.launcher = [*(["--master_port", port] if port else []), *(instead or devices)]
+    args.where = " ".join(instead) or f"{args.n_gpu} GPU{'s' * (args.n_gpu > 1)}" + f" ({these})" * bool(these)
 
 
 def full_name(model: str) -> str:
@@ -139,13 +142,11 @@ def sft_steps(data: str, further: list[str]) -> int:
 
 
 def command(script: str, args: argparse.Namespace, model: str, folder: str, flags: dict[str, object]) -> list[str]:
-    devices = ["--include", f"localhost:{args.visible_devices}"] if args.visible_devices else [
-        "--num_gpus", str(args.n_gpu)]
     data = OTHERS if args.data == "others" else (args.data,)
     flags = {"model": model, "data": data, "output_dir": folder, "seed": args.idx,
              "max_prompt_length": 256 if args.data == "countdown" else 1024, "max_response_length": 1024,
              "kv_cache_gb": 24} | flags | ({"engine": "vllm", "tp_size": args.tp_size} if args.tp_size > 1 else {})
-    words = ["deepspeed", *([] if args.verbose else ["--quiet"]), *devices, f"training/{script}.py"]
+    words = ["deepspeed", *([] if args.verbose else ["--quiet"]), *args.launcher, f"training/{script}.py"]
     for name, value in flags.items():
         words += [f"--{name}", *(value if isinstance(value, tuple) else (str(value),))]
     return words
@@ -174,7 +175,7 @@ def evaluation(args: argparse.Namespace, further: list[str]) -> tuple[str, list[
     where = f"{folder}_eval_{checkpoint.parent.name if checkpoint else 'base'}"
     lengths = {"max_prompt_length": 0, "max_response_length": 0} if checkpoint else {}  # 0: as the run was trained with
     what = checkpoint or args.model + f" (there is no checkpoint in {folder})" * (args.data not in EVALUATED_ONLY)
-    return (f"evaluation of {what} on {args.data}: {gpus(args)}, greedy, no hints, into {where}",
+    return (f"evaluation of {what} on {args.data}: {args.where}, greedy, no hints, into {where}",
             [*command("eval", args, str(checkpoint or args.model), where, lengths), *further])
 
 
@@ -194,25 +195,23 @@ def both_halves(args: argparse.Namespace, further: list[str]) -> list[list[str]]
     return [*first, half("rft", args.model if is_check and not is_finished else model)]
 
 
-def gpus(args: argparse.Namespace) -> str:
-    return f"{args.n_gpu} GPU{'s' * (args.n_gpu > 1)}" + f" ({args.visible_devices})" * bool(args.visible_devices)
-
-
 def chosen(args: argparse.Namespace, further: list[str]) -> str:
     """What is trained, for people: all that the command line leaves open, and what follows the -- as it is."""
     sft = f"{sft_steps(args.data, [])} steps of {BATCH} solutions ({SFT_EPOCHS} epochs)"
     rft = f"{args.T} steps of {BATCH} prompts x {args.n_rollouts} responses"
     steps = {"sft": sft, "sft_rft": f"{sft}, then {rft}"}.get(args.algo, rft)
     hints = f", hints until step {args.T_hint}" if args.algo in ("stage", "uft", "rft_cosine") else ""
-    return (f"{args.algo} on {args.data} with {args.model}: {gpus(args)}, {steps}{hints}, seed {args.idx}, "
+    return (f"{args.algo} on {args.data} with {args.model}: {args.where}, {steps}{hints}, seed {args.idx}, "
             f"into {output_dir(args)}" + f"; but as these flags say: {shlex.join(further)}" * bool(further))
 
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
-    """This process's, with this Python's `deepspeed` first on PATH. With PyTorch's CPU build DeepSpeed is told that it
-    computes on the CPU, which each process would warn of; with a CUDA build and no GPU that warning is news."""
+    """This process's, with this Python's `deepspeed` first on PATH. It is told to compute on the CPU where no GPU shall
+    be visible (it shows some all the same), and where there is none for a CPU build, of which each process would warn.
+    """
     own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    if not args.verbose and importlib.metadata.version("torch").endswith("+cpu"):
+    has_none = importlib.metadata.version("torch").endswith("+cpu") and not shutil.which("nvidia-smi")
+    if has_none and not args.verbose or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         own["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")
     return os.environ | own
 

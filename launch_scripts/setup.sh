@@ -3,7 +3,9 @@
 # How:  source launch_scripts/setup.sh auto                    # afterwards `python` and `deepspeed` are the environment's
 #       source launch_scripts/setup.sh requirements-dev.txt    # the same with that file
 #       bash launch_scripts/setup.sh auto                      # only makes and fills it
-# auto is requirements.txt where there is an NVIDIA GPU, and requirements-cpu.txt where there is none.
+# auto is requirements.txt where there is an NVIDIA GPU, and requirements-cpu.txt where there is none, or where PyTorch is not the
+# build for CUDA 13 that PyPI has and vLLM needs (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cu126).
+# A driver or GPU that CUDA 13 does not support is refused before anything is installed; SKIP_DRIVER_CHECK=1 goes on all the same.
 # Which environment: $VENV if set, else the activated one ($VIRTUAL_ENV), else .venv here.
 # Which Python makes a new one: $PYTHON if set, else the first of python3.11, 3.12, 3.13, python3 that is 3.11 or newer.
 
@@ -16,8 +18,8 @@ if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then
     unset PYTHONHOME PYTHONSAFEPATH  # of another Python; and `python -m utils...` is found in the folder it is called in
     export TOKENIZERS_PARALLELISM=false  # its threads and our worker processes would fight, with a warning each time
     # With PyTorch's CPU build DeepSpeed has no GPU to look for, which each process would warn of. With a CUDA build that
-    # finds no GPU the warning is news.
-    if [[ -z "${DS_ACCELERATOR:-}" ]] && "$VIRTUAL_ENV/bin/python" -c \
+    # finds no GPU the warning is news, and so it is that the CPU build cannot use the GPU that is here.
+    if [[ -z "${DS_ACCELERATOR:-}" ]] && ! nvidia-smi >/dev/null 2>&1 && "$VIRTUAL_ENV/bin/python" -c \
         'import importlib.metadata as m, sys; sys.exit(not m.version("torch").endswith("+cpu"))' 2>/dev/null; then
         export DS_ACCELERATOR=cpu
     fi
@@ -29,7 +31,13 @@ unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX  # would break the environment's
 root="$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${VENV:-${VIRTUAL_ENV:-$root/.venv}}"
 requirements="${1:-auto}"
-[[ "$requirements" != auto ]] || requirements="$(nvidia-smi >/dev/null 2>&1 && echo requirements.txt || echo requirements-cpu.txt)"
+has_gpu() { nvidia-smi >/dev/null 2>&1; }
+is_for_cuda13() { # PyTorch, as its index and what is installed tell it
+    local installed
+    installed="$(compgen -G "$venv/lib/python3*/site-packages/torch-*.dist-info" || true)"
+    [[ ! "${PIP_INDEX_URL:-} ${PIP_EXTRA_INDEX_URL:-} ${installed##*/}" =~ (/whl/|\+)(cu1[0-2]|cpu|rocm) ]]
+}
+[[ "$requirements" != auto ]] || requirements="$(has_gpu && is_for_cuda13 && echo requirements.txt || echo requirements-cpu.txt)"
 [[ -f "$requirements" ]] || requirements="$root/$requirements"
 
 say() { echo "[setup] $*"; }
@@ -52,6 +60,26 @@ is_installed() { [[ -f "$(stamp "$1")" && "$(<"$(stamp "$1")")" == "$(cksum <"$1
 stale=""
 for file in "${files[@]}"; do is_installed "$file" || stale=yes; done
 [[ -n "$stale" || ! -x "$venv/bin/python" ]] || exit 0
+
+# CUDA 13 needs a driver of 580 or newer, and a GPU of compute capability 7.5 or newer.
+check_gpu() {
+    local driver capability
+    local way_out="take PyTorch for CUDA 12.6 (without vLLM): export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cu126"
+    local all_the_same="SKIP_DRIVER_CHECK=1 goes on all the same"
+    driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | sed -n 1p || true)"
+    [[ ! "$driver" =~ ^[0-9]+ ]] || ((BASH_REMATCH[0] >= 580)) ||
+        fail "the NVIDIA driver here is $driver, and PyTorch from PyPI is built for CUDA 13, which needs 580 or newer." \
+            "Install a newer driver; or, for a data-centre card, the package cuda-compat-13-0; or $way_out ($all_the_same)"
+    capability="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>&1 | LC_ALL=C sort -n | sed -n '$p' || true)" # newest
+    [[ ! "$capability" =~ ^([0-9]+)\.([0-9]+)$ ]] || ((10 * BASH_REMATCH[1] + BASH_REMATCH[2] >= 75)) || # old drivers tell none
+        fail "the GPU here has compute capability $capability, and PyTorch from PyPI is built for CUDA 13, which needs 7.5" \
+            "(Turing) or newer. Instead $way_out ($all_the_same)"
+}
+asks_for_cpu="" # an empty list of GPUs
+[[ "${DS_ACCELERATOR:-}" != cpu && -n "${CUDA_VISIBLE_DEVICES-unset}" ]] || asks_for_cpu=yes
+if [[ "$(basename "$requirements")" =~ ^requirements(-cpu)?\.txt$ && -z "${SKIP_DRIVER_CHECK:-}$asks_for_cpu" ]]; then
+    if has_gpu && is_for_cuda13; then check_gpu; fi
+fi
 
 if [[ ! -x "$venv/bin/python" ]]; then
     python=""

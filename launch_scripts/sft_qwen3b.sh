@@ -10,8 +10,9 @@
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
+source launch_scripts/launcher.sh 4
 
-deepspeed --quiet --num_gpus 4 training/sft.py \
+deepspeed --quiet "${launcher[@]}" training/sft.py \
     --model "${MODEL:-Qwen/Qwen2.5-3B}" \
     --data "${DATA:-countdown}" \
     --output_dir "${OUTPUT_DIR:-runs/sft_qwen3b_seed${SEED:-0}}" \

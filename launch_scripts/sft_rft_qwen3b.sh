@@ -13,6 +13,7 @@
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
+source launch_scripts/launcher.sh 4
 
 model="${MODEL:-Qwen/Qwen2.5-3B}"
 output_dir="${OUTPUT_DIR:-runs/sft_rft_qwen3b_seed${SEED:-0}}"
@@ -39,7 +40,7 @@ train() { # algorithm flags...: one half, from where it was cut off
     elif [[ -z "$is_new" && -f "$half/args.json" ]]; then
         start=(--overwrite) # cut off before its first checkpoint
     fi
-    deepspeed --quiet --num_gpus 4 "training/$1.py" \
+    deepspeed --quiet "${launcher[@]}" "training/$1.py" \
         --data "${DATA:-countdown}" \
         --output_dir "$half" \
         --seed "${SEED:-0}" \

@@ -9,8 +9,9 @@
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
+source launch_scripts/launcher.sh 4
 
-deepspeed --quiet --num_gpus 4 training/uft.py \
+deepspeed --quiet "${launcher[@]}" training/uft.py \
     --model "${MODEL:-meta-llama/Llama-3.2-3B}" \
     --data "${DATA:-countdown}" \
     --output_dir "${OUTPUT_DIR:-runs/uft_llama3b_seed${SEED:-0}}" \

@@ -9,8 +9,9 @@
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
+source launch_scripts/launcher.sh 2
 
-deepspeed --quiet --num_gpus 2 training/uft.py \
+deepspeed --quiet "${launcher[@]}" training/uft.py \
     --model "${MODEL:-Qwen/Qwen2.5-0.5B}" \
     --data "${DATA:-countdown}" \
     --output_dir "${OUTPUT_DIR:-runs/uft_qwen0.5b_seed${SEED:-0}}" \

@@ -20,7 +20,9 @@ def make_environment(folder: Path, deepspeed: str) -> None:
         (folder / f".installed-{name}").write_text(stamp)
 
 
-def bash(words: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """The words in `folder`, with little of the environment that the tests run in."""
+def bash(words: list[str], folder: Path, gpu: str = "no_gpu", **variables: str) -> subprocess.CompletedProcess:
+    """The words in `folder`, with little of the environment that the tests run in. `gpu` is what nvidia-smi says:
+    "no_gpu", or "a_gpu" with $DRIVER and $CAPABILITY."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    inherited["PATH"] = f"{Path(__file__).parent / gpu}{os.pathsep}{inherited['PATH']}"
     return subprocess.run(["bash", *words], cwd=folder, env=inherited | variables, capture_output=True, text=True)

@@ -19,7 +19,9 @@ def run_py(tmp_path, monkeypatch, capsys):
     """run_py(line, statuses) -> (status, printed commands, started commands, stderr); runs are looked for in tmp_path.
     `run_py.first` is the first line of the last call, which says what was chosen; `run_py.environment` what its last
     command got."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "MASTER_PORT", "LAUNCH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(run.shutil, "which", lambda _name: None)  # nvidia-smi
 
     def start(line: str, statuses: tuple[int, ...] = (0, 0)):
         started, left = [], list(statuses)
@@ -230,9 +232,31 @@ def test_devices_of_the_environment_are_used_and_not_the_machines_first(run_py, 
     assert "--num_gpus 1 " in run_py("")[1][0]
 
 
+def test_port_and_words_for_the_launcher_are_those_of_the_environment(run_py, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "31000")
+    assert "deepspeed --quiet --master_port 31000 --num_gpus 1 training/" in run_py("")[1][0]
+    monkeypatch.setenv("LAUNCH", "--hostfile hosts  --num_nodes 2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
+    assert "deepspeed --quiet --master_port 31000 --hostfile hosts --num_nodes 2 training/" in run_py("")[1][0]
+    assert ": --hostfile hosts --num_nodes 2, 500 steps of " in run_py.first
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert " --num_nodes 2 training/" in run_py("--n_gpu 4")[1][0]
+
+
+@pytest.mark.parametrize(("build", "path", "visible", "accelerator"), [
+    ("2.13.0", None, "", "cpu"), ("2.13.0", None, "-1", "cpu"), ("2.13.0", None, "0", None),
+    ("2.13.0+cpu", None, "0", "cpu"), ("2.13.0+cpu", "/bin/nvidia-smi", "0", None),
+])
+def test_the_cpu_is_taken_where_no_gpu_shall_be_visible(run_py, monkeypatch, build, path, visible, accelerator):
+    monkeypatch.setattr(run.importlib.metadata, "version", lambda name: {"torch": build}[name])
+    monkeypatch.setattr(run.shutil, "which", {"nvidia-smi": path}.get)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    run_py("")
+    assert run_py.environment.get("DS_ACCELERATOR") == accelerator
+
+
 @pytest.mark.parametrize(("build", "accelerator"), [("2.13.0+cpu", "cpu"), ("2.13.0", None)])
 def test_verbose_lets_the_launcher_speak(run_py, monkeypatch, build, accelerator):
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr(run.importlib.metadata, "version", lambda name: {"torch": build}[name])
     quiet = run_py("")[1][0]
     assert "--quiet" in quiet and run_py.environment.get("DS_ACCELERATOR") == accelerator

@@ -101,7 +101,9 @@ def test_quickstart_takes_the_gpus_that_are_visible(checkout):
                                  ("8", "", "--num_gpus 2"), ("1", "3", "--include localhost:3"),
                                  ("3", "5,6,7", "--include localhost:5,6")):
         (checkout / "record").unlink(missing_ok=True)
-        assert bash(["launch_scripts/quickstart.sh"], checkout, GPUS=gpus, CUDA_VISIBLE_DEVICES=visible).returncode == 0
+        variables = {"GPUS": gpus, "CUDA_VISIBLE_DEVICES": visible, "DS_ACCELERATOR": "cuda"}
+        result = bash(["launch_scripts/quickstart.sh"], checkout, **variables)
+        assert result.returncode == 0 and f"deepspeed --quiet {words} training/eval.py " in result.stdout
         assert (checkout / "record").read_text().splitlines()[3].startswith(f"--quiet {words} training/uft.py ")
 
 
@@ -119,14 +121,26 @@ def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path)
     result = bash(["launch_scripts/compare_tiny.sh"], checkout, **variables)
     assert result.returncode == 0, result.stderr
     logs = "".join(path.read_text() for path in (checkout / "runs").glob("**/logs/*.txt"))
-    words = (checkout / "record").read_text().splitlines()[3::4]
-    started = sorted(line.split(" training/")[1].split(".py")[0] for line in words)
+    words = [line.split(" training/") for line in (checkout / "record").read_text().splitlines()[3::4]]
+    started = sorted(of_script.split(".py")[0] for _, of_script in words)
     assert not logs and started == ["r3", "r3", "rft", "rft", "rft", "sft", "stage", "stage", "uft", "uft"]
-    ports = {line.split("--master_port ")[1].split()[0] for line in words}
-    assert ports == {"29500", "29501"}  # two side by side
+    assert {of_launcher for of_launcher, _ in words} == {"--num_gpus 1"}  # their processes find a free port
     assert "utils.tasks.tree --output_dir runs/compare_tiny/tree5/data --depth 5 --branching 4 --train_problems 512 " \
            "--test_problems 256" in (checkout / "calls").read_text()
     assert bash(["launch_scripts/compare_tiny.sh"], checkout, TASKS="tree7").returncode == 2
+
+
+def test_of_compare_tinys_methods_those_side_by_side_have_a_gpu_and_a_port_each(checkout):
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    for own, form in (({"MASTER_PORT": "31000"}, "--master_port {} --num_gpus 1"),
+                      ({"CUDA_VISIBLE_DEVICES": "31000,31001,7"}, "--include localhost:{}")):
+        bash(["launch_scripts/compare_tiny.sh"], checkout, DS_ACCELERATOR="cuda", TASKS="tree5", SEEDS="0 1 2", **own)
+        started = {line.split(" training/")[0] for line in (checkout / "record").read_text().splitlines()[3::4]}
+        assert started == {form.format(31000), form.format(31001)}
+        (checkout / "record").unlink()
 
 
 def bare_python(words: list[str]) -> subprocess.CompletedProcess:
