@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 
 from inference.decoder import check_supported
 from utils.pretrained import load_generation_config
-from utils.run import distributed, watchdog
-from utils.run.errors import BadInput, require
+from utils.run import devices, distributed, watchdog
+from utils.run.errors import BadInput, BadMachine, require
 from utils.types import Engine
 
 
@@ -44,14 +44,17 @@ def choose_engine(
     Raises:
         BadInput: vLLM is asked for and not installed, or a flag of vLLM's does not fit.
     """
-    has_vllm, has_cuda = find_spec("vllm") is not None, torch.cuda.is_available()
+    has_vllm, has_cuda, older = find_spec("vllm") is not None, torch.cuda.is_available(), devices.before_ampere()
+    too_old = f"vLLM needs compute capability 8.0, and a GPU here has {older}" if older else ""
     reason = "as --engine says"
     if name == "auto":
         missing = [what for what, there in (("CUDA", has_cuda), ("vLLM", has_vllm)) if not there]
-        name = "torch" if missing else "vllm"
-        reason = f"no {' and no '.join(missing)} here" if missing else "CUDA and vLLM are here"
+        name = "torch" if missing or older else "vllm"
+        reason = f"no {' and no '.join(missing)} here" if missing else too_old or "CUDA and vLLM are here"
     if name == "vllm" and not has_vllm:
         raise BadInput(f"flag --engine vllm: vLLM is not installed; {INSTALL_VLLM}")
+    if name == "vllm" and older:
+        raise BadMachine(f"flag --engine vllm: {too_old}; give --engine torch")
     for flag, value, neutral in (("--tp_size", tp_size, 1), ("--sleep_level", sleep_level, 0)):
         require(value == neutral or name == "vllm", flag, value, f"is for vLLM, and the engine is {name} ({reason})")
     require(name != "vllm" or temperature <= 2, "--temperature", temperature, "must be at most 2 with --engine vllm")

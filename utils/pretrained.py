@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from utils.cpu_linear import use_onednn
-from utils.run import watchdog
-from utils.run.errors import require
+from utils.run import devices, watchdog
+from utils.run.errors import BadMachine, require
 
 
 def load_generation_config(model: str) -> GenerationConfig:
@@ -32,9 +32,17 @@ def load_generation_config(model: str) -> GenerationConfig:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 (with a float32 master copy in the optimiser) on a GPU and float32 on a CPU."""
+    """ "auto" is bfloat16 (with a float32 master copy in the optimiser) on a GPU that has it, else float32.
+
+    Raises:
+        BadMachine: bfloat16 is asked for, and a GPU here has it not.
+    """
+    older = devices.before_ampere() if device.type == "cuda" else ""
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
+        dtype = "float32" if older or device.type != "cuda" else "bfloat16"
+    if dtype == "bfloat16" and older:
+        raise BadMachine("flag --dtype bfloat16: needs a GPU of compute capability 8.0 or newer, and here is one of "
+                         f"{older}; give --dtype float32")
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
 
 

@@ -16,6 +16,7 @@ from utils.report.runs import read_metrics
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 TIMEOUT = 240  # seconds; a run that takes longer hangs
 may_start = True  # whether the present test is marked slow, as one that starts processes must be (conftest.py)
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # both: the launcher overwrites the first
 MARK = "LAUNCHED_BY_TEST"  # environment variable, inherited by every process of a launch
 
 
@@ -32,7 +33,7 @@ def to_words(flags: dict) -> list[str]:
 
 def launch(
     script: str, flags: dict, num_processes: int, interrupt: tuple[Path, str] | None = None,
-    fault: Callable[[], None] | None = None, **variables: str
+    fault: Callable[[], None] | None = None, **variables: str | None
 ) -> subprocess.CompletedProcess:
     """The script under the real `deepspeed` launcher on `num_processes` processes of this machine."""
     return launch_words(script, to_words(flags), num_processes, interrupt, fault, **variables)
@@ -40,7 +41,7 @@ def launch(
 
 def launch_words(
     script: str, words: list[str], num_processes: int, interrupt: tuple[Path, str] | None = None,
-    fault: Callable[[], None] | None = None, port: int = 0, **variables: str
+    fault: Callable[[], None] | None = None, port: int = 0, **variables: str | None
 ) -> subprocess.CompletedProcess:
     """The same with the words of the command line as they are. The ranks meet at `port`, 0 for a free one."""
     with socket.socket() as free:
@@ -55,16 +56,17 @@ def launch_words(
     return result
 
 
-def start(script: str, flags: dict, **variables: str) -> subprocess.CompletedProcess:
+def start(script: str, flags: dict, **variables: str | None) -> subprocess.CompletedProcess:
     """The script as one plain process, no launcher."""
     return run([sys.executable, script, *to_words(flags)], **variables)
 
 
 def run(
     command: list[str], interrupt: tuple[Path, str] | None = None,
-    fault: Callable[[], None] | None = None, **variables: str
+    fault: Callable[[], None] | None = None, **variables: str | None
 ) -> subprocess.CompletedProcess:
-    """The command from the repository root. On a timeout all its processes are killed, and the output is shown.
+    """The command from the repository root, with the environment of the tests and the `variables`, without those that
+    are None. On a timeout all its processes are killed, and the output is shown.
     `interrupt` = (file, text): SIGTERM goes to the last process started, as soon as the file has the text. `fault` is
     called once the processes have been started, to do something to them.
 
@@ -73,10 +75,10 @@ def run(
     assert may_start, "a test that starts a run, itself or by a fixture, must be marked slow"
     mark = uuid.uuid4().hex
     path = f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"  # the launcher finds ninja there
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"PATH": path, MARK: mark} | variables, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
+    environment = {name: value for name, value in (os.environ | {"PATH": path, MARK: mark} | variables).items()
+                   if value is not None}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         if interrupt is not None:
             wait_for(*interrupt)

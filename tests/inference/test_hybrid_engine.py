@@ -24,10 +24,12 @@ from utils.run.errors import BadInput, RunStopped
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(cuda=..., vllm=..., processes=...): what the machine has."""
+    """machine(cuda=..., vllm=..., processes=..., capability=...): what the machine has."""
 
-    def has(*, cuda: bool, vllm: bool, processes: int = 1) -> None:
+    def has(*, cuda: bool, vllm: bool, processes: int = 1, capability: tuple[int, int] = (9, 0)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: processes if cuda else 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
         monkeypatch.setattr(hybrid_engine, "find_spec", lambda name: SimpleNamespace() if vllm else None)
         monkeypatch.setenv("WORLD_SIZE", str(processes))
 
@@ -44,6 +46,16 @@ def test_auto_takes_vllm_where_cuda_and_vllm_are_and_says_why(machine, cuda, vll
     machine(cuda=cuda, vllm=vllm)
     assert choose_engine("auto") == (name, reason)
     assert choose_engine("torch") == ("torch", "as --engine says")
+
+
+def test_vllm_is_not_taken_by_a_gpu_before_ampere(machine):
+    reason = "vLLM needs compute capability 8.0, and a GPU here has 7.5"
+    machine(cuda=True, vllm=True, capability=(7, 5))
+    assert choose_engine("auto") == ("torch", reason)
+    with pytest.raises(BadInput, match=f"^flag --engine vllm: {reason}; give --engine torch$"):
+        choose_engine("vllm")
+    machine(cuda=True, vllm=True, capability=(8, 0))
+    assert choose_engine("auto")[0] == choose_engine("vllm")[0] == "vllm"
 
 
 def test_a_missing_vllm_names_the_command_that_installs_it(machine):

@@ -74,11 +74,13 @@ def test_setup_sourced_names_its_environment_and_leaves_the_shell_as_it_was(chec
     assert result.stdout == f"{checkout}/.venv|.:/|{checkout}|huBc\n", result.stderr
 
 
-@pytest.mark.parametrize(("build", "exported", "accelerator"), [
-    ("2.13.0+cpu", {}, "cpu"), ("2.13.0", {}, "none"), ("", {}, "none"),
-    ("2.13.0+cpu", {"DS_ACCELERATOR": "xpu"}, "xpu"),
+@pytest.mark.parametrize(("build", "gpu", "exported", "accelerator"), [
+    ("2.13.0+cpu", "no_gpu", {}, "cpu"), ("2.13.0", "no_gpu", {}, "none"), ("", "no_gpu", {}, "none"),
+    ("2.13.0+cpu", "no_gpu", {"DS_ACCELERATOR": "xpu"}, "xpu"), ("2.13.0+cpu", "a_gpu", {}, "none"),
 ])
-def test_deepspeed_looks_for_no_gpu_where_pytorch_is_the_cpu_build(checkout, build, exported, accelerator):
+def test_deepspeed_looks_for_no_gpu_where_there_is_none_and_pytorch_is_the_cpu_build(
+    checkout, build, gpu, exported, accelerator
+):
     python = checkout / ".venv" / "bin" / "python"
     python.unlink()
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
@@ -88,7 +90,7 @@ def test_deepspeed_looks_for_no_gpu_where_pytorch_is_the_cpu_build(checkout, bui
         (checkout / f"torch-{build}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {build}\n")
     else:
         python.write_text("#!/bin/sh\nexit 1\n")
-    bash(["launch_scripts/uft_qwen3b.sh"], checkout, PYTHONPATH=str(checkout), **exported)
+    bash(["launch_scripts/uft_qwen3b.sh"], checkout, gpu=gpu, PYTHONPATH=str(checkout), **exported)
     assert (checkout / "record").read_text().splitlines()[2] == accelerator
 
 

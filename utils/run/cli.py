@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import tyro
 
-from utils.run import distributed, out_of_memory, watchdog
-from utils.run.errors import BadInput, RunStopped
+from utils.run import devices, distributed, out_of_memory, watchdog
+from utils.run.errors import BadInput, BadMachine, RunStopped
 
 RENAMED = {"dry_run": "probe_memory"}  # flags of earlier versions
 
 
-def run_script(main: Callable, args_class: type) -> None:
-    """Parse the command line into `args_class` and call `main` with it.
+def run_script(main: Callable, args_class: type, computes: bool = True) -> None:
+    """Parse the command line into `args_class` and call `main` with it. `computes` says that it may use a GPU, which
+    must then work, unless the user asks for the CPU (devices.py).
 
     Bad input ends the process with one line on stderr (from the first rank) and exit status 2, a run that must stop
     with one and exit status 1; so does a lack of memory. Any error of one process ends all, and is told last: see
@@ -28,10 +29,12 @@ def run_script(main: Callable, args_class: type) -> None:
                 raise BadInput(f"flag --{old} is called --{RENAMED[old]} now")
         args = tyro.cli(args_class, args=argv, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
         settings = vars(args)
+        if computes:
+            devices.settle()
         main(args)
     except BadInput as error:
         watchdog.stop()
-        if distributed.is_main():
+        if os.environ.get("LOCAL_RANK", "0") == "0" if isinstance(error, BadMachine) else distributed.is_main():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunStopped as error:

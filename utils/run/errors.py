@@ -14,6 +14,10 @@ class BadInput(Exception):
     """What the user gave cannot work. The message names the flag, the value and the rule."""
 
 
+class BadMachine(BadInput):
+    """What a machine has cannot work. Of several machines only some may be so: the first process of each tells."""
+
+
 class RunStopped(Exception):
     """The run must not go on. The message says why, and what to look at; the first rank that raises it tells.
     A folder `remove` is removed once no rank can be writing into it."""

@@ -23,8 +23,9 @@ import torch.distributed as dist
 import transformers
 from torch.utils import cpp_extension
 
-from utils.run import distributed, watchdog
+from utils.run import devices, distributed, watchdog
 from utils.run.errors import RunStopped
+from utils.run.launcher import launcher_folder, stat
 from utils.run.output_dir import lock_output_dir
 
 DEFAULT_PORT = "29500"  # of DeepSpeed's launcher
@@ -51,21 +52,20 @@ def start(output_dir: str, timeout_minutes: float) -> torch.device:
 def join(timeout_minutes: float = 30) -> torch.device:
     """Join the other ranks (nccl with CUDA, gloo without) and return this rank's device.
 
-    Works under the `deepspeed` launcher and alone (`python training/...`). On CPU the cores are divided over the
-    ranks: more threads than cores make ranks fight.
+    Works under the `deepspeed` launcher and alone (`python training/...`). The cores are divided over the ranks.
+
+    Raises:
+        BadMachine: a GPU is here and cannot be used.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=ANY_PORT)
-    local_rank = int(os.environ["LOCAL_RANK"])
+    devices.settle()
+    device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if "OMP_NUM_THREADS" not in os.environ:  # else the user has decided
-            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))))
+    devices.divide_threads()
     _quieten()
     _forget_abandoned_locks()
     if not dist.is_initialized():
@@ -97,19 +97,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
 def _launcher() -> str | None:
     """What no other process on this machine is called: the number and start of the DeepSpeed launcher that started this
     one. None where it was not started so, or is one of several nodes."""
-    if os.environ.get("CROSS_SIZE") != "1":
-        return None
-    process = os.getppid()
-    while process > 1:
-        try:
-            folder = Path("/proc", str(process))
-            fields = folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()  # from the third on, proc(5)
-            if b"deepspeed.launcher.launch" in folder.joinpath("cmdline").read_bytes():
-                return f"{process}_{fields[19]}"
-        except OSError:  # no such system
-            return None
-        process = int(fields[1])
-    return None
+    folder = launcher_folder() if os.environ.get("CROSS_SIZE") == "1" else None
+    return None if folder is None else f"{folder.name}_{stat(folder)[19]}"
 
 
 def _store_at_free_port(launcher: str | None, timeout: timedelta) -> dist.TCPStore:

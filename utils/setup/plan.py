@@ -163,6 +163,7 @@ def make_plan(
         BadInput: the flag, its value and the rule.
     """
     check_ranges(flags)
+    weight_bytes(flags.dtype)  # raises where a GPU has no such type
     inputs = load_inputs(
         model=flags.model, data=flags.data, splits=("train", "test"), max_prompt_length=flags.max_prompt_length,
         max_response_length=flags.max_response_length, eval_problems=flags.eval_problems,

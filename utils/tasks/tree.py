@@ -128,4 +128,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Args)
+    run_script(main, Args, computes=False)
