@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from utils.run import logger
 from utils.run.logger import TRAINING_FIELDS, Logger, diagnose
 from utils.run.output_dir import read_jsonl
 
@@ -107,28 +106,6 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
         read_jsonl(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"text": "\xc3')  # torn within a character
     assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
-
-
-def test_args_and_environment_tell_how_to_run_it_again(tmp_path):
-    start(tmp_path).close()
-    assert json.loads((tmp_path / "args.json").read_text()) == {"lr": 1e-3, "model": "tiny"}
-    environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert environment["versions"]["python"] == sys.version.split()[0]
-    assert environment["command"] == sys.argv and environment["world_size"] == 1
-    assert environment["hardware"]["cores"] >= 1 and environment["hardware"]["memory_gib"] > 0
-
-
-def test_the_diff_in_environment_is_bounded(monkeypatch):
-    class Result:
-        returncode, stdout = 0, "x" * 1000
-
-    monkeypatch.setattr(logger.subprocess, "run", lambda *_arguments, **_options: Result)
-    monkeypatch.setattr(logger, "MAX_DIFF_CHARACTERS", 10)
-    state = logger.git_state()
-    assert state["dirty"] and state["diff"] == "x" * 10 + "\n[cut: the diff has 1000 characters]\n"
-    monkeypatch.setattr(logger.shutil, "which", lambda _name: None)
-    assert logger.git_state()["commit"] is None
 
 
 def test_samples_are_labelled_or_coloured_and_cannot_command_the_terminal(tmp_path, capsys, monkeypatch):

@@ -230,7 +230,7 @@ def wall_clocks(source: str) -> list[str]:
 def test_nothing_reads_the_wall_clock_but_the_date_in_the_environment():
     read = {str(path.relative_to(ROOT)): found for folder in ("training", "utils", "inference", "rewards")
             for path in (ROOT / folder).rglob("*.py") if (found := wall_clocks(path.read_text()))}
-    assert read == {"utils/run/logger.py": ["time.strftime"]}
+    assert read == {"utils/run/environment.py": ["time.strftime"]}
     assert wall_clocks("import time\nfrom time import time\ntime.time()\ndatetime.datetime.now()") != []
 
 

