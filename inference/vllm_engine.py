@@ -26,6 +26,7 @@ from vllm.distributed.parallel_state import destroy_model_parallel, get_tp_group
 
 from utils import seeding
 from utils.run import watchdog
+from utils.run.errors import RunStopped
 from utils.types import Prompt, Rollout, Sampling
 
 HEAD = "lm_head.weight"
@@ -80,6 +81,7 @@ class VLLMEngine:
         self.tp_size = tp_size
         self.sleep_level = sleep_level
         self.is_asleep = False
+        num_threads = torch.get_num_threads()
         self.llm = LLM(
             model, dtype=dtype, load_format="auto" if weights is None else "dummy", skip_tokenizer_init=True,
             generation_config="vllm",  # the model's own may say top-p, top-k or a penalty
@@ -87,11 +89,14 @@ class VLLMEngine:
             logprobs_mode="processed_logprobs",  # at the temperature of sampling
             enable_sleep_mode=sleep_level > 0, seed=0, disable_log_stats=True, **own,
         )
+        if on_gpu:  # vLLM left the process one thread; the optimiser of --offload needs the others
+            torch.set_num_threads(num_threads)
         if tp_size > 1 and not on_gpu:
             unlink_shared_memory()
 
     @torch.no_grad()
     def sync(self) -> None:
+        """See inference/hybrid_engine.py. Raises RunStopped where vLLM keeps keys and values of the old weights."""
         watchdog.phase("sync")
         if self.weights is None:
             return
@@ -104,7 +109,9 @@ class VLLMEngine:
         if self.is_asleep:
             self.llm.wake_up(tags=["kv_cache"])
         self.is_asleep = False
-        self.llm.reset_prefix_cache()  # keys and values of the old weights
+        if not self.llm.reset_prefix_cache():
+            raise RunStopped("vLLM did not empty its prefix cache at a sync, since it still holds requests: it would "
+                             "go on with keys and values of the old weights. --engine torch does without vLLM")
 
     def _stream(self) -> Iterator[tuple[str, Tensor]]:
         for bucket in self.weights():
@@ -151,7 +158,6 @@ class VLLMEngine:
         if self.sleep_level and not self.is_asleep:
             self.llm.sleep(self.sleep_level)
             self.is_asleep = True
-
 
     def close(self) -> None:
         client = self.llm.llm_engine.engine_core

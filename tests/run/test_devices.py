@@ -2,16 +2,19 @@
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import wants_gpu
 from tests.helpers.launching import ON_CPU, ROOT, run, start, succeed
 from training import sft
 from utils.pretrained import resolve_dtype
-from utils.run import cli, devices
+from utils.run import cli, devices, processes
 from utils.run.errors import BadInput, BadMachine
 from utils.setup.plan import make_plan
 from utils.types import LongestGroup
@@ -181,3 +184,22 @@ def test_tests_are_on_the_cpu_unless_those_for_gpus_are_asked_for():
         "": False, "slow": False, "not gpu": False, "gpu": True, "gpu and not slow": True, "slow or gpu": True}
     if os.environ.get("SHOW_GPUS") != "1":
         assert {name: os.environ.get(name) for name in ON_CPU} == ON_CPU and not torch.cuda.is_available()
+
+
+# ----- the process group -----
+
+
+@pytest.mark.parametrize(("device", "world_size", "variables", "bound"), [
+    ("cuda:1", "2", {}, True), ("cuda:1", "2", {"BIND_DEVICE": "0"}, False), ("cuda:0", "1", {}, False),
+    ("cpu", "2", {}, False),
+])
+def test_nccl_is_told_its_gpu_unless_that_is_not_wanted(machine, monkeypatch, device, world_size, variables, bound):
+    machine(RANK="1", WORLD_SIZE=world_size, MASTER_PORT="31000", **variables)
+    made = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *words, **settings: made.append((*words, settings)))
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda *words, **_settings: made.append(words))
+    processes._join(torch.device(device), timedelta(minutes=1))
+    backend, settings = made[0]
+    assert (backend, *settings) == ("gloo" if device == "cpu" else "nccl", "timeout", "device_id")
+    assert settings["device_id"] == (torch.device(device) if bound else None)
+    assert made[1:] == [(backend,)]  # DeepSpeed takes the group that is there

@@ -75,16 +75,20 @@ def join(timeout_minutes: float = 30) -> torch.device:
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
-    """Form the process group. Raises RunStopped where the port that the ranks should meet at is another program's."""
+    """Form the process group, which DeepSpeed then takes. Raises RunStopped where the port that the ranks should meet
+    at is another program's.
+
+    NCCL is told its GPU, as DeepSpeed would; every later group is then a split of this one. BIND_DEVICE=0: it is not.
+    """
     backend = "nccl" if device.type == "cuda" else "gloo"
     port, launcher = os.environ["MASTER_PORT"], _launcher()
+    is_bound = backend == "nccl" and int(os.environ["WORLD_SIZE"]) > 1 and os.environ.get("BIND_DEVICE") != "0"
+    settings: dict = {"timeout": timeout, "device_id": device if is_bound else None}
     try:
         if port == ANY_PORT or port == DEFAULT_PORT and launcher is not None:
-            store = _store_at_free_port(launcher, timeout)
-            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            device_id = device if backend == "nccl" and world_size > 1 else None  # as DeepSpeed would
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
-                                    device_id=device_id)
+            settings |= {"store": _store_at_free_port(launcher, timeout), "rank": int(os.environ["RANK"]),
+                         "world_size": int(os.environ["WORLD_SIZE"])}
+        dist.init_process_group(backend, **settings)
         with contextlib.redirect_stdout(io.StringIO()):  # "... built successfully", from each rank
             deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     except dist.DistNetworkError as error:
