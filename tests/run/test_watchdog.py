@@ -20,14 +20,21 @@ pytestmark = pytest.mark.slow
 RANK = r"""
 import ctypes, os, sys, time
 from pathlib import Path
-from utils.run import watchdog
+from utils.run import heartbeat, watchdog
 
 def hang_in_python():
     while True:
         time.sleep(0.1)
 
+class OnGPU:
+    item = ctypes.CDLL(None).sleep  # without the interpreter's lock, and without a frame of its own
+
 folder, limit, fault = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-watchdog.start(folder, limit / 60)
+monotonic, ahead = time.monotonic, float(os.environ.get(f"AHEAD_{os.environ['RANK']}", "0"))
+if ahead:  # as on another machine
+    time.monotonic = lambda: monotonic() + ahead
+    heartbeat.clock = lambda: f"another, {ahead} s ahead"
+watchdog.start(folder, limit / 60, on_gpu=fault in ("gpu", "hang late"))
 for step in range(1, 4):
     for phase in ("rollout", "reward"):
         watchdog.phase(phase, step)
@@ -38,10 +45,20 @@ for step in range(1, 4):
                 hang_in_python()
             if fault == "native":
                 ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock
+            if fault == "gpu":
+                tensor = OnGPU()
+                tensor.item(600)
+            if fault == "hang late":
+                for _ in range(15):
+                    time.sleep(0.1)
+                    watchdog.progress()
+                hang_in_python()
             if fault == "leave":
                 watchdog.stop()
                 sys.exit(3)
-            if fault == "fail":
+            if fault in ("fail", "fail after"):
+                while fault == "fail after" and '"failed"' not in Path(folder, ".heartbeat", "rank_1").read_text():
+                    time.sleep(0.001)
                 try:
                     raise ValueError("a bug")
                 except ValueError as error:
@@ -63,12 +80,13 @@ hang_in_python()
 class Ranks:
     """One process for each of `faults`; "" is one that waits for the others."""
 
-    def __init__(self, folder: Path, limit: float, *faults: str) -> None:
+    def __init__(self, folder: Path, limit: float, *faults: str, **variables: str) -> None:
         self.folder, self.began, self.errors = folder, time.monotonic(), folder / "stderr.txt"
-        environment = os.environ | {"WORLD_SIZE": str(len(faults)), "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"WORLD_SIZE": str(len(faults)), "PYTHONPATH": str(ROOT)} | variables
+        (folder / "rank.py").write_text(RANK)
         with self.errors.open("w") as errors:
             self.processes = [
-                subprocess.Popen([sys.executable, "-c", RANK, str(folder), str(limit), fault], stderr=errors,
+                subprocess.Popen([sys.executable, folder / "rank.py", str(folder), str(limit), fault], stderr=errors,
                                  stdout=subprocess.PIPE, text=True, env=environment | {"RANK": str(rank)})
                 for rank, fault in enumerate(faults)
             ]
@@ -110,7 +128,7 @@ def test_a_rank_that_cannot_answer_is_named_and_killed(tmp_path, fault):
         assert statuses[0] == -signal.SIGKILL
     else:  # asked for its stacks, as native code can be: the line of the call
         [number] = [number for number, line in enumerate(RANK.splitlines(), start=1) if "PyDLL" in line]
-        assert f'File "<string>", line {number} in <module>' in ranks.errors.read_text()
+        assert f'File "{tmp_path}/rank.py", line {number} in <module>' in ranks.errors.read_text()
 
 
 @pytest.mark.parametrize(("rank", "faults"), [(0, ("", "", "")), (2, ("", "", ""))])
@@ -128,6 +146,27 @@ def test_a_rank_that_fails_is_named_and_its_traceback_shown(tmp_path):
     statuses, line = Ranks(tmp_path, 60.0, "", "fail").end()
     assert statuses == [1, 1] and line.startswith("stopped: rank 1 ") and line.endswith("ValueError: a bug")
     assert (tmp_path / "stderr.txt").read_text().count("Traceback") == 1
+
+
+@pytest.mark.parametrize("ahead", ["1e6", "-1e6"])
+def test_of_two_machines_the_one_that_failed_first_is_named_whatever_their_clocks_say(tmp_path, ahead):
+    statuses, line = Ranks(tmp_path, 60.0, "fail after", "fail", "", AHEAD_1=ahead).end()
+    assert statuses == [1, 1, 1] and line.startswith("stopped: rank 1 ") and line.endswith("ValueError: a bug")
+
+
+@pytest.mark.parametrize("ahead", ["1e6", "-1e6"])
+def test_a_rank_that_is_killed_on_another_machine_is_named(tmp_path, ahead):
+    ranks = Ranks(tmp_path, 60.0, "", "", AHEAD_1=ahead)
+    ranks.when_there(1).kill()
+    statuses, line = ranks.end()
+    assert statuses == [1, -signal.SIGKILL] and line.startswith("stopped: rank 1 ") and line.endswith(heartbeat.GONE)
+
+
+def test_a_rank_that_waits_for_the_gpu_waits_for_the_others(tmp_path):
+    """NCCL's collectives return at once: a rank waits where it reads what they give. It waits for longer than the one
+    that is behind, which did something when the other waited already."""
+    _, line = Ranks(tmp_path, 4.0, "gpu", "hang late").end()
+    assert line.startswith("stopped: rank 1 (process ")
 
 
 def test_of_several_ranks_that_fail_one_tells_and_removes_what_is_half_written(tmp_path):

@@ -45,7 +45,7 @@ def start(output_dir: str, timeout_minutes: float) -> torch.device:
     """
     lock_output_dir(output_dir)
     device = join(timeout_minutes)
-    watchdog.start(output_dir, timeout_minutes)
+    watchdog.start(output_dir, timeout_minutes, on_gpu=device.type == "cuda")
     return device
 
 

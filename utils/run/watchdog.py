@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.run.heartbeat import TICK, Heartbeat, described, is_silent
+from utils.run.waiting import waits
 
 FOLDER = ".heartbeat"  # in an output folder
 PATIENCE = 5.0  # seconds to wait for the last words of the others
-COLLECTIVES = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
 # In the errors of a collective whose other side has gone:
 CONNECTION = ("gloo", "nccl", "connection", "socket", "distbackend", "distnetwork", "diststore")
 
@@ -36,10 +36,10 @@ CONNECTION = ("gloo", "nccl", "connection", "socket", "distbackend", "distnetwor
 class _Watchdog(Heartbeat):
     """A heartbeat kept up by a thread, which ends the process when the run is over."""
 
-    def __init__(self, output_dir: str, limit: float) -> None:
+    def __init__(self, output_dir: str, limit: float, on_gpu: bool) -> None:
         super().__init__(Path(output_dir) / FOLDER, int(os.environ.get("RANK", "0")),
                          int(os.environ.get("WORLD_SIZE", "1")))
-        self.output_dir, self.limit = Path(output_dir), limit
+        self.output_dir, self.limit, self.on_gpu = Path(output_dir), limit, on_gpu
         self.stacks_of(self.rank).unlink(missing_ok=True)  # of an earlier run
         self.main_thread = threading.get_ident()
         self.beats = 0  # signs of progress
@@ -60,7 +60,8 @@ class _Watchdog(Heartbeat):
             # A process that was stopped made no progress, but that is not its fault: what counts is time that it had.
             self.idle = self.idle + min(now - last_time, 4 * TICK) if self.beats == last_beats else 0.0
             last_beats, last_time = self.beats, now
-            self.write(ticks=self.record["ticks"] + 1, idle=self.idle, waits=self.in_collective())
+            self.write(ticks=self.record["ticks"] + 1, idle=self.idle,
+                       waits=waits(sys._current_frames().get(self.main_thread), self.on_gpu))
             self.look()
             failure, states = self.failure(), {one["state"] for one in self.others.values() if one["alive"]}
             if self.over.is_set():
@@ -69,14 +70,6 @@ class _Watchdog(Heartbeat):
                 self.follow(failure)
             if self.idle > self.limit or states & {"stalled", "dumped"}:
                 self.end_stalled()
-
-    def in_collective(self) -> bool:
-        frame = sys._current_frames().get(self.main_thread)
-        while frame is not None:
-            if any(part in frame.f_code.co_filename for part in COLLECTIVES):
-                return True
-            frame = frame.f_back
-        return False
 
     def follow(self, failure: dict[str, Any]) -> NoReturn:
         """End because another process failed or died. One that failed tells why itself, once the others are gone; for
@@ -128,7 +121,7 @@ class _Watchdog(Heartbeat):
         """DeepSpeed's launcher would give each process that does not answer 30 seconds, one after the other. If it can,
         it shows its stacks first: see `faulthandler.register` in `start`."""
         silent = [one for one in self.others.values() if one["alive"] and is_silent(one)
-                  and one["host"] == self.record["host"]]
+                  and one["host"] == self.record["host"] and self.shares_clock(one)]
         for number in (signal.SIGUSR2, signal.SIGKILL):
             for one in silent:
                 with contextlib.suppress(OSError):
@@ -149,7 +142,9 @@ class _Watchdog(Heartbeat):
         for number in (signal.SIGTERM, signal.SIGINT):  # by the launcher, as soon as the first process has ended
             signal.signal(number, signal.SIG_IGN)
         self.over.set()
-        self.write(state="failed", reason=reason[:600], failed_at=time.monotonic())
+        failed_at = time.monotonic()
+        self.look()
+        self.write(state="failed", reason=reason[:600], failed_at=failed_at, earlier=len(self.failed()))
         end = time.monotonic() + PATIENCE
         while True:
             self.look()
@@ -174,15 +169,16 @@ _watchdog: _Watchdog | None = None
 _phase = "start-up"  # of this process, watched or not
 
 
-def start(output_dir: str, timeout_minutes: float) -> None:
-    """From here on this process is watched, and watches. The ranks are those of the launcher's environment.
+def start(output_dir: str, timeout_minutes: float, on_gpu: bool = False) -> None:
+    """From here on this process is watched, and watches. The ranks are those of the launcher's environment. `on_gpu`:
+    who waits for the GPU may wait for the others.
 
     A signal USR2 shows the stacks of a run on stderr, and lets it go on.
     """
     global _watchdog
     faulthandler.enable(file=2)  # whatever sys.stderr has become
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
-    _watchdog = _Watchdog(output_dir, timeout_minutes * 60)
+    _watchdog = _Watchdog(output_dir, timeout_minutes * 60, on_gpu)
 
 
 def phase(name: str, step: int | None = None) -> None:
