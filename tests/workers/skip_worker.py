@@ -43,7 +43,9 @@ CASES = [
     Case("bfloat16-stage1", 1, dtype=torch.bfloat16),
     Case("bfloat16-stage2", 2, dtype=torch.bfloat16),
     Case("bfloat16-stage3", 3, dtype=torch.bfloat16),
+    Case("bfloat16-stage1-offload", 1, offload=True, dtype=torch.bfloat16),
     Case("bfloat16-stage2-offload", 2, offload=True, dtype=torch.bfloat16),
+    Case("bfloat16-stage3-offload", 3, offload=True, dtype=torch.bfloat16),
 ]
 POISONS = {  # of the loss of a micro-batch
     "loss is NaN": lambda loss: loss * math.nan,

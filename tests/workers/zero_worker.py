@@ -57,6 +57,7 @@ CASES = [
     Case("stage2-offload", 2, offload=True),
     Case("stage3-offload", 3, offload=True),
     Case("bfloat16-stage0", 0, dtype=torch.bfloat16),
+    Case("bfloat16-stage1", 1, dtype=torch.bfloat16),
     Case("bfloat16-stage2", 2, dtype=torch.bfloat16),
     Case("bfloat16-stage3", 3, dtype=torch.bfloat16),
 ]

@@ -61,9 +61,13 @@ def worst_shapes(row_length: int, rows: int, max_tokens: int) -> list[tuple[int,
 
 
 def missing_states(actor: Actor) -> list[torch.Tensor]:
-    """As much memory as Adam will take at its first step: two tensors for each parameter that has no state yet."""
-    return [torch.empty_like(parameter) for group in actor.optimizer.param_groups for parameter in group["params"]
-            if not actor.optimizer.state.get(parameter) for _ in range(2)]
+    """As much memory as Adam will take at its first step: two tensors for each parameter that has no state yet. At
+    stage 3 DeepSpeed shows the optimiser its parameters only while it steps."""
+    optimizer = actor.optimizer
+    parameters = optimizer.fp32_partitioned_groups_flat if actor.zero_stage == 3 else [
+        parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [torch.empty_like(parameter) for parameter in parameters if not optimizer.state.get(parameter)
+            for _ in range(2)]
 
 
 def _skipped_update(actor: Actor, micro_batches: list[MicroBatch], rows: int) -> None:
