@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.decoder import check_supported
 from utils.pretrained import load_generation_config
@@ -104,9 +104,20 @@ def build_engine(
 
     if actor.zero_stage < 3:
         return TorchEngine(model, ends, kv_cache_gb, max_length=max_length)
-    replica = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-    return TorchEngine(replica.eval().to(actor.device), ends, kv_cache_gb, weights=actor.whole_weights,
+    return TorchEngine(replica_of(model, actor.device), ends, kv_cache_gb, weights=actor.whole_weights,
                        free_replica=free_replica, max_length=max_length)
+
+
+@torch.no_grad()
+def replica_of(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The same model on the device, with room for whole weights but no values in them: the first sync brings these.
+    What is not a weight, such as rotary frequencies, is the model's own."""
+    with torch.device("meta"):
+        replica = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    replica.to_empty(device=device).tie_weights()
+    for name, buffer in model.named_buffers():
+        replica.get_buffer(name).copy_(buffer)
+    return replica.eval()
 
 
 def load_engine(

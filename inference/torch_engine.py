@@ -60,12 +60,12 @@ class TorchEngine:
     def __init__(self, model: PreTrainedModel, eos_ids: Iterable[int], kv_cache_gb: float, weights=None,
                  free_replica: bool = False, max_length: int | None = None):
         check_supported(model.config)
-        self.model = use_onednn(model)
+        embeddings = model.get_input_embeddings().weight
+        self.device = embeddings.device
+        self.model = use_onednn(model) if self.device.type == "cpu" else model
         self.weights = weights
         self.free_replica = free_replica
         self.max_length = max_length
-        embeddings = model.get_input_embeddings().weight
-        self.device = embeddings.device
         on_cpu = self.device.type == "cpu"
         self.decoder = LlamaDecoder(model) if on_cpu and is_like_llama(model.config) else Decoder(model)
         if KNOWS_COUNTS and has_varlen(self.device, embeddings.dtype, model.config):

@@ -14,14 +14,26 @@ from utils import attention
 from utils.attention import Layout
 from utils.cpu_linear import add_product, product
 
-CHUNK_LOGITS = 2**26  # logits of a chunk at most, and log-probabilities kept for the backward pass: 256 MiB in float32
+CHUNK_LOGITS = 2**26  # of a chunk at most, on a CPU: 256 MiB in float32; see `most_logits`
 CACHE_LOGITS = 2**20  # of a chunk on a CPU, where several passes over them should find them in its cache
+LARGE_GPU = 40e9  # bytes
 
 
-def chunk_size(vocab_size: int, on_cpu: bool) -> int:
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU's memory; 0 for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+def most_logits(gpu_bytes: float) -> int:
+    """Logits of a chunk, and log-probabilities kept for the backward pass, at most. On a GPU few chunks are faster; and
+    the gradient of a head in bfloat16 is rounded once for each."""
+    return CHUNK_LOGITS * (1 if not gpu_bytes else 2 if gpu_bytes < LARGE_GPU else 4)
+
+
+def chunk_size(vocab_size: int, device: torch.device) -> int:
     """Rows of a chunk. A matrix product of few rows is slow, so a CPU takes no fewer than 128 for its cache's sake."""
-    most = max(1, CHUNK_LOGITS // vocab_size)
-    return min(most, max(128, CACHE_LOGITS // vocab_size)) if on_cpu else most
+    most = max(1, most_logits(memory_of(device)) // vocab_size)
+    return min(most, max(128, CACHE_LOGITS // vocab_size)) if device.type == "cpu" else most
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class FusedLinearLogProbs(torch.autograd.Function):
     each state: (N,), (N,), in float32 at least.
 
     With p the probabilities and H their entropy, the logits of a state have the gradients onehot(target) - p of the
-    log-probability and -p (log p + H) of the entropy. Where all log p together are no more than CHUNK_LOGITS they are
+    log-probability and -p (log p + H) of the entropy. Where all log p together are no more than `most_logits` they are
     kept for the backward pass, else computed again, a chunk at a time; so are those with a soft cap, whose gradient
     takes the logits themselves.
     """
@@ -68,8 +80,8 @@ class FusedLinearLogProbs(torch.autograd.Function):
     def forward(
         ctx, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
     ) -> tuple[Tensor, Tensor]:
-        size = chunk_size(weight.shape[0], states.device.type == "cpu")
-        is_kept = logits.soft_cap is None and len(states) * weight.shape[0] <= CHUNK_LOGITS
+        size = chunk_size(weight.shape[0], states.device)
+        is_kept = logits.soft_cap is None and len(states) * weight.shape[0] <= most_logits(memory_of(states.device))
         logprobs, entropies, kept = [], [], []
         for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True):
             log_p = chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
@@ -118,7 +130,7 @@ def score_targets(
     states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
 ) -> Tensor:
     """The log-probabilities of FusedLinearLogProbs alone, (N,)."""
-    size = chunk_size(weight.shape[0], states.device.type == "cpu")
+    size = chunk_size(weight.shape[0], states.device)
     return torch.cat([
         chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
         .gather(-1, some_targets[:, None]).squeeze(-1)

@@ -50,4 +50,4 @@ def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
     watchdog.phase("loading the model")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
     loaded.generation_config = load_generation_config(model)
-    return use_onednn(loaded)
+    return loaded if torch.cuda.is_available() else use_onednn(loaded)  # with CUDA it goes to a GPU

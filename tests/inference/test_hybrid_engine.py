@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Qwen2Config
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from inference import hybrid_engine
 from inference.hybrid_engine import check_engine, choose_engine
@@ -223,3 +223,41 @@ def test_ratios_are_logged_as_mean_maximum_and_share_over_the_cap():
     losses.add_ratios(torch.tensor([0.5, 2.5, 9.0]).log(), torch.zeros(3), mask, num_tokens=4, cap=2.0)
     expected = {"engine_ratio": 7 / 4, "engine_ratio_capped": 2 / 4, "engine_ratio_max": 3.0}
     assert losses.means(num_updates=1) == pytest.approx(expected, rel=CLOSE["rtol"])
+
+
+# ----- the replica -----
+
+
+ROPES = {"default": {}, "linear": {"rope_type": "linear", "factor": 2.0}, "yarn": {"rope_type": "yarn", "factor": 4.0},
+         "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64}}
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM])
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replica_is_the_actor_after_a_sync(kind, rope, dtype):
+    """Its weights, and all else: tied weights stay tied, buffers are equal. Nothing is drawn for it."""
+    others = {"sliding_window": None} if kind is MistralForCausalLM else {}
+    model = tiny_model(kind, rope_parameters={"rope_theta": 1e4, "rope_type": "default"} | ROPES[rope], **others)
+    for parameter in model.parameters():  # as DeepSpeed does: no run rounds the rotary frequencies
+        parameter.data = parameter.data.to(dtype)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    actor = SimpleNamespace(model=model, device=CPU, zero_stage=3, whole_weights=lambda: iter([weights]))
+    before = torch.random.get_rng_state()
+    engine = hybrid_engine.build_engine(
+        "torch", actor, SimpleNamespace(eos_token_id=1), max_length=16, kv_cache_gb=1.0, free_replica=False, tp_size=1,
+        memory_fraction=0.3, sleep_level=0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for parameter in engine.model.parameters():
+        parameter.data.fill_(math.nan)
+    engine.sync()
+    for named in ("named_parameters", "named_buffers"):
+        ours, theirs = (dict(getattr(one, named)(remove_duplicate=False)) for one in (engine.model, model))
+        assert list(ours) == list(theirs) and ours
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype, name
+            assert tensor.data_ptr() != theirs[name].data_ptr()
+    assert not engine.model.training
+    tied = engine.model.lm_head.weight is engine.model.model.embed_tokens.weight
+    assert tied == model.config.tie_word_embeddings == (kind is Qwen2ForCausalLM)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from inference.torch_engine import TorchEngine
 from tests.helpers.float64 import CLOSE
+from tests.helpers.models import tiny_model
 from utils import cpu_linear
 from utils.cpu_linear import Linear, add_product, outer_product, product, use_onednn
+from utils.pretrained import load_model
 
 pytestmark = pytest.mark.numerics
 
@@ -107,3 +110,17 @@ def test_parameters_stay_the_same_tensors_and_subclasses_are_left_alone():
     assert use_onednn(model) is model
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert [type(module) for module in model] == [Linear, Other]
+
+
+def test_only_what_runs_on_a_cpu_gets_them(base_model, monkeypatch):
+    """A model that is loaded where there is CUDA goes to a GPU."""
+    kinds = []
+    for has_cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
+        kinds.append({type(module) for module in load_model(base_model, torch.float32).modules()} & {Linear, nn.Linear})
+    assert kinds == [{Linear}, {nn.Linear}]
+    monkeypatch.undo()
+    for device, kind in (("cpu", Linear), ("meta", nn.Linear)):
+        with torch.device(device):
+            engine = TorchEngine(type(tiny_model())(tiny_model().config), [1], 1.0)
+        assert {type(module) for module in engine.model.modules()} & {Linear, nn.Linear} == {kind}

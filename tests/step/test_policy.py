@@ -1,6 +1,7 @@
 """The forward pass: chunks change nothing, temperature divides the logits, entropies are in nats."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,20 @@ from transformers import (
 )
 
 from tests.helpers.float64 import CLOSE
-from tests.helpers.models import VOCABULARY, scorer, tiny_model
+from tests.helpers.models import CPU, VOCABULARY, scorer, tiny_model
 from utils import policy
 from utils.actor import checkpoint_layers
 from utils.layouts import Masked
-from utils.policy import ChunkedHead, FusedLinearLogProbs, Logits, Policy, chunk_of_logits, chunk_size
+from utils.policy import (
+    ChunkedHead,
+    FusedLinearLogProbs,
+    Logits,
+    Policy,
+    chunk_of_logits,
+    chunk_size,
+    memory_of,
+    most_logits,
+)
 from utils.run.errors import RunStopped
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
@@ -101,9 +111,18 @@ def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chu
 
 
 def test_a_cpu_takes_chunks_that_fit_its_cache_but_no_thin_ones():
-    assert chunk_size(2**10, on_cpu=True) == 2**10 and chunk_size(2**10, on_cpu=False) == 2**16
-    assert chunk_size(2**17, on_cpu=True) == 128 and chunk_size(2**17, on_cpu=False) == 512
-    assert chunk_size(2**22, on_cpu=True) == 16 and chunk_size(2**30, on_cpu=True) == 1
+    assert chunk_size(2**10, CPU) == 2**10 and chunk_size(2**17, CPU) == 128
+    assert chunk_size(2**22, CPU) == 16 and chunk_size(2**30, CPU) == 1
+
+
+@pytest.mark.parametrize(("gpu_bytes", "logits", "rows"), [(84.9e9, 2**28, 1_766), (42.3e9, 2**28, 1_766),
+                                                           (25.3e9, 2**27, 883)])
+def test_a_gpu_takes_larger_chunks_the_larger_it_is(monkeypatch, gpu_bytes, logits, rows):
+    """Rows for the vocabulary of Qwen2.5."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gpu_bytes))
+    assert most_logits(memory_of(torch.device("cuda"))) == logits
+    assert chunk_size(151_936, torch.device("cuda")) == rows
+    assert most_logits(memory_of(CPU)) == 2**26
 
 
 @pytest.mark.parametrize("limit", [10**6, 20])

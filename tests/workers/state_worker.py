@@ -1,5 +1,5 @@
-"""Started by test_actor_states.py under `deepspeed` on two processes: what an actor holds, adds up and restores at every
-ZeRO stage. Writes what it measured, judges nothing.
+"""Started by test_actor_states.py under `deepspeed` on two processes: what an actor holds, adds up and restores at
+every ZeRO stage. Writes what it measured, judges nothing.
 
     deepspeed --num_gpus 2 tests/workers/state_worker.py FOLDER NAME_OF_CASE ...
 """
@@ -36,7 +36,7 @@ CASES = [
 ]
 NUM_MICRO_BATCHES = 16
 FOLDERS: list[str] = []  # the one of the command line
-deepspeed_config = utils.actor.deepspeed_config
+deepspeed_config = utils.actor.deepspeed_config  # as it is
 
 
 def with_config(case: Case, **changes) -> Actor:
