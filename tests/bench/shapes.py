@@ -1,0 +1,71 @@
+"""Models in the shapes of real ones, with random weights made where they are used; and what their work costs.
+
+    0.5B 1.5B 3B    Qwen2.5, the shapes of utils/setup/memory.SHAPES
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
+
+from training.tiny_base import make_tokenizer
+from utils.setup.memory import SHAPES, Shape
+from utils.types import Rollout
+
+QWEN = {name.removeprefix("Qwen/Qwen2.5-"): shape for name, shape in SHAPES.items() if name.startswith("Qwen/")}
+
+
+def config_of(shape: Shape, **settings: object) -> Qwen2Config:
+    """The Qwen2 config of that shape; `settings` replace some of it."""
+    return Qwen2Config(**{
+        "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers, "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads, "max_position_embeddings": 32_768, "tie_word_embeddings": shape.tied,
+        "bos_token_id": None, "pad_token_id": None, "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    } | settings)
+
+
+def random_model(config: Qwen2Config, device: torch.device, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
+    """Weights drawn on the device."""
+    torch.manual_seed(seed)
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def save_without_weights(config: Qwen2Config, folder: Path) -> Path:
+    """A folder whose config and tokenizer are all that is read before a model loads."""
+    tokenizer = make_tokenizer([], r"\n", config.max_position_embeddings)
+    config = Qwen2Config(**config.to_dict() | {"eos_token_id": tokenizer.eos_token_id,
+                                               "pad_token_id": tokenizer.pad_token_id})
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def update_flops(shape: Shape, groups: Sequence[Sequence[Rollout]]) -> float:
+    """FLOPs of matrix products and attention that the update of these groups needs, forward and backward: a prompt
+    once, each token with those that it sees. What is recomputed, padded or masked is not in it."""
+    tokens = scored = pairs = 0
+    for group in groups:
+        prefix = len(group[0].prompt.prompt_ids) + len(group[0].prompt.hint_ids)
+        tokens, pairs = tokens + prefix, pairs + prefix * (prefix + 1) // 2
+        for rollout in group:
+            length = len(rollout.response_ids)
+            tokens, scored = tokens + length, scored + length
+            pairs += length * prefix + length * (length + 1) // 2
+    width = shape.num_heads * shape.head_dim
+    linear = shape.hidden_size * (2 * width + 2 * shape.num_kv_heads * shape.head_dim + 3 * shape.intermediate_size)
+    forward = 2 * tokens * shape.num_layers * linear + 4 * pairs * shape.num_layers * width
+    return 3 * (forward + 2 * scored * shape.vocab_size * shape.hidden_size)
+
+
+def decode_bytes(shape: Shape, prompts: int, samples: int, prefix: int, suffix: float, itemsize: int) -> float:
+    """Bytes of weights and of keys and values that the next token of all rows has to read, where a group holds its
+    prompt's once; `suffix` response tokens each."""
+    embeddings = shape.vocab_size * shape.hidden_size * (0 if shape.tied else 1)  # of the others a few rows are read
+    cache = prompts * (prefix + samples * suffix) * shape.cache_elements
+    return itemsize * (shape.parameters - embeddings + cache)
