@@ -80,9 +80,9 @@ def _alone(name: str, module: str, folder: Path, has_gpu: bool, mark: str) -> No
     os.chdir(ROOT)
     os.environ[MARK] = mark
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    log = (folder / "log.txt").open("w")
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(log.fileno(), stream.fileno())
+    sys.stdout = sys.stderr = log = (folder / "log.txt").open("w", buffering=1)
+    for number in (1, 2):
+        os.dup2(log.fileno(), number)
     error = None
     with (folder / "figures.jsonl").open("w") as file:
         try:
