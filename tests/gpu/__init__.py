@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-FILES = ("card", "cudnn_nan", "new_shapes", "varlen", "pytest_gpu", "engine_scores")
+FILES = ("card", "cudnn_nan", "new_shapes", "varlen", "pytest_gpu", "engine_scores", "by_response")
 
 
 def load_checks() -> None:
