@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -60,13 +61,15 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+@cache
 def matrix_rate(multiply: Callable[[Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product."""
+    """FLOP/s of a large matrix product, measured once."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(seconds_of(lambda: multiply(left, right), device) for _ in range(6))
 
 
+@cache
 def memory_rate(device: torch.device) -> float:
     """Bytes/s of a copy, read and written."""
     source = torch.zeros((2**30 if device.type == "cuda" else 2**26) // 4, device=device)

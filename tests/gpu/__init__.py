@@ -7,7 +7,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-FILES = ("card", "cudnn_nan", "new_shapes", "varlen", "pytest_gpu", "engine_scores", "by_response")
+FILES = ("card", "cudnn_nan", "new_shapes", "varlen", "pytest_gpu", "engine_scores", "by_response", "decode",
+         "update", "memory")
 
 
 def load_checks() -> None:

@@ -36,6 +36,10 @@ def at_least(name: str, value: float, bound: float | None) -> Figure:
     return note(name, value) if bound is None else Figure(name, value, f">= {bound:g}", _verdict(value >= bound))
 
 
+def between(name: str, value: float, low: float, high: float) -> Figure:
+    return Figure(name, value, f"{low:g} .. {high:g}", _verdict(low <= value <= high))
+
+
 def equal(name: str, value: Any, expected: Any) -> Figure:
     return Figure(name, value, f"= {expected}", _verdict(value == expected))
 

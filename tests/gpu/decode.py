@@ -1,0 +1,77 @@
+"""The torch engine's decoding: milliseconds a token, with CUDA graphs and without, and its share of the bandwidth."""
+
+from collections.abc import Iterator
+
+import torch
+
+from inference.torch_engine import TorchEngine
+from tests.bench.cards import present_card, seconds_of
+from tests.bench.shapes import QWEN, config_of, decode_bytes, random_model
+from tests.gpu.checks import Box, Figure, at_most, check, equal, goal, note
+from tests.gpu.estimates import decoding
+from utils.setup.memory import Shape, shape_of
+from utils.types import Problem, Prompt, Rollout, Sampling
+
+GOAL = 0.5  # of the memory's bandwidth
+OVER_ESTIMATE = 1.1  # of the peak
+KV_CACHE_GB = 16.0
+
+
+@check(7, "decode", seconds=60, cpu="quick")
+def decode(box: Box) -> Iterator[Figure]:
+    """64 prompts x 4 responses of 256 tokens at 0.5B and 3B shapes: time a token, captures, bandwidth, peak."""
+    for name in box.pick(("0.5B", "3B"), ("small",)):
+        small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                 "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = config_of(QWEN[name]) if box.has_gpu else config_of(QWEN["0.5B"], **small)
+        model = random_model(config, box.device, box.pick(torch.bfloat16, torch.float32))
+        yield from of_model(name, TorchEngine(model, [], KV_CACHE_GB), shape_of(config), box)
+        del model
+
+
+def of_model(name: str, engine: TorchEngine, shape: Shape, box: Box) -> Iterator[Figure]:
+    prompts, samples, length, tokens = box.pick((64, 4, 256, 256), (3, 2, 20, 12))
+    sampling = Sampling(samples, tokens, 1.0)
+    engine.eos_ids = torch.tensor([], dtype=torch.long, device=box.device)  # all responses are as long as allowed
+    given = [Prompt(Problem(number, "countdown", "", (), "", {}), [number + 2] * length, [], 0)
+             for number in range(prompts)]
+    captures, make = [], engine.captured or (lambda step: step)
+
+    def counting(step):
+        captures.append(step)
+        return make(step)
+
+    found: dict[str, list[list[Rollout]]] = {}
+    for how, captured in (("graphs" if box.has_gpu else "fixed shapes", counting), ("growing shapes", None)):
+        engine.captured = captured
+        engine.generate(given[:2], Sampling(samples, 4, 1.0))  # libraries warm up
+        captures.clear()
+        if box.has_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        found[how], whole = timed(engine, given, sampling)
+        if box.has_gpu and captured:
+            peak = torch.cuda.max_memory_allocated() - before
+            foreseen = decoding(shape, prompts, samples, weight_bytes=2, max_prompt_length=length,
+                                max_response_length=tokens, kv_cache_gb=KV_CACHE_GB)
+            yield note(f"{name}, {how}: peak beside the weights, GiB", peak / 2**30)
+            yield at_most(f"{name}, {how}: peak over the estimate", peak / foreseen, OVER_ESTIMATE)
+        _, prefill = timed(engine, given, Sampling(samples, 1, 1.0))
+        a_token = (whole - prefill) / (tokens - 1)
+        yield note(f"{name}, {how}: ms a token", 1e3 * a_token)
+        yield note(f"{name}, {how}: tokens/s", prompts * samples * tokens / whole)
+        yield note(f"{name}, {how}: steps captured", len(captures))
+        if card := present_card(box.device):
+            moved = decode_bytes(shape, prompts, samples, length, tokens / 2, 2)
+            yield goal(f"{name}, {how}: share of bandwidth", moved / a_token / card[1].bandwidth,
+                       GOAL if captured else None)
+    if not box.has_gpu:
+        fixed, growing = ([rollout.response_ids for group in groups for rollout in group] for groups in found.values())
+        yield equal("fixed shapes give the tokens of growing ones", fixed == growing, True)
+
+
+def timed(engine: TorchEngine, prompts: list[Prompt], sampling: Sampling) -> tuple[list[list[Rollout]], float]:
+    """The groups, and the seconds they took."""
+    groups: list[list[Rollout]] = []
+    return groups, seconds_of(lambda: groups.extend(engine.generate(prompts, sampling)), engine.device)
