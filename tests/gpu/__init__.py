@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FILES = ("card", "cudnn_nan", "new_shapes", "varlen", "pytest_gpu", "engine_scores", "by_response", "decode",
-         "update", "memory")
+         "update", "memory", "whole_run")
 
 
 def load_checks() -> None:
