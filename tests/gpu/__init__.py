@@ -8,7 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FILES = ("card", "cudnn_nan", "new_shapes", "varlen", "pytest_gpu", "engine_scores", "by_response", "decode",
-         "update", "memory", "whole_run")
+         "update", "memory", "whole_run", "accumulation", "vllm_runs",
+         "two_gpus")
 
 
 def load_checks() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-OK, FAIL, BELOW, NOTE = "ok", "FAIL", "below", ""  # of a figure; below its goal is no failure
+OK, FAIL, MISSED, NOTE = "ok", "FAIL", "missed", ""  # of a figure; a goal that is missed is no failure
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ def equal(name: str, value: Any, expected: Any) -> Figure:
     return Figure(name, value, f"= {expected}", _verdict(value == expected))
 
 
-def goal(name: str, value: float, bound: float | None) -> Figure:
+def goal(name: str, value: float, bound: float | None, is_at_most: bool = False) -> Figure:
     """What we would like to reach."""
     if bound is None:
         return note(name, value)
-    return Figure(name, value, f"goal {bound:g}", OK if value >= bound else BELOW)
+    reached = value <= bound if is_at_most else value >= bound
+    return Figure(name, value, f"goal {'<=' if is_at_most else '>='} {bound:g}", OK if reached else MISSED)
 
 
 def _verdict(holds: bool) -> str:
@@ -138,7 +139,7 @@ def verdict_of(figures: list[Figure], error: str | None) -> str:
     if error is not None:
         return "error"
     verdicts = {figure.verdict for figure in figures}
-    return FAIL if FAIL in verdicts else BELOW if BELOW in verdicts else OK
+    return FAIL if FAIL in verdicts else MISSED if MISSED in verdicts else OK
 
 
 def shown(value: Any) -> str:

@@ -38,7 +38,7 @@ def run_checks(checks: list[Check], machine: dict[str, Any], minutes: float, is_
 
 
 def run_check(one: Check, machine: dict[str, Any], limit: float) -> dict[str, Any]:
-    """{"verdict": ok, below, FAIL or error; "figures", "seconds", ...}. It may take three times its seconds."""
+    """{"verdict": ok, missed, FAIL or error; "figures", "seconds", ...}. It may take three times its seconds."""
     limit = min(limit, 3 * one.seconds + 30)
     has_gpu = bool(machine["cards"])
     # A process that has CUDA cannot be forked; without it a fork spares the seconds of all imports.

@@ -64,13 +64,13 @@ def last_process_of(output_dir: Path) -> int:
     return max(number for number, words in marked(os.environ[MARK]).items() if str(output_dir) in words)
 
 
-def make_base(folder: Path, steps: int) -> tuple[Path, Path]:
+def make_base(folder: Path, steps: int, hidden_size: int = 64) -> tuple[Path, Path]:
     """A tiny model that knows the form of a solution, and its easy Countdown problems."""
     data, base = folder / "data", folder / "base"
     countdown.build(data, train_problems=200, test_problems=32, min_numbers=2, max_numbers=2, max_number=15,
                     min_target=3, max_target=40, operators="+-*")
     tiny_base.main(tiny_base.Args(
         data=str(data), output_dir=str(base), solved_fraction=1.0, steps=steps, batch_size=8, lr=2e-3, warmup_steps=10,
-        hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, max_position_embeddings=192,
-        tokenizer_texts=300, eval_problems=0, threads=1))
+        hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_layers=2, num_heads=2,
+        max_position_embeddings=192, tokenizer_texts=300, eval_problems=0, threads=1))
     return base, data
