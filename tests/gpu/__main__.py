@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from tests.gpu import load_checks
-from tests.gpu.checks import CHECKS, FAIL
+from tests.gpu.checks import CHECKS, ERROR, FAIL
 from tests.gpu.machine import ask, one_line
 from tests.gpu.runner import lines_of, run_checks
 
@@ -62,7 +62,7 @@ def main(args: Args) -> int:
     for result in results:
         if result["log"]:
             print(f"--- the end of what {result['name']} printed ---\n{result['log'][-2000:]}")
-    return int(bool({FAIL, "error"} & set(verdicts)))
+    return int(bool({FAIL, ERROR} & set(verdicts)))
 
 
 def write(path: str, machine: dict[str, Any], results: list[dict], start: float) -> None:

@@ -35,7 +35,7 @@ def accumulation(box: Box) -> Iterator[Figure]:
             return config_as_it_is(*args, **kwargs) | {"data_types": {"grad_accum_dtype": kind}}
         return config
 
-    for stage in (1, 3):
+    for stage in box.pick((1, 3), (3,)):
         exact = None
         for name, config, limit in (("as the project has it", config_as_it_is, LIMIT),
                                     ("bfloat16 buffer", with_buffer("bf16"), None),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 OK, FAIL, MISSED, NOTE = "ok", "FAIL", "missed", ""  # of a figure; a goal that is missed is no failure
+ERROR = "error"  # of a check that did not come to its end
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def reason_to_skip(one: Check, machine: dict[str, Any], is_named: bool) -> str |
 
 
 def verdict_of(figures: list[Figure], error: str | None) -> str:
-    """Of a check: "error" where it did not come to its end, else the worst of its figures."""
+    """Of a check: ERROR, or the worst of its figures."""
     if error is not None:
-        return "error"
+        return ERROR
     verdicts = {figure.verdict for figure in figures}
     return FAIL if FAIL in verdicts else MISSED if MISSED in verdicts else OK
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.checks import CHECKS, OK, Box, Check, Figure, reason_to_skip, shown, verdict_of
+from tests.gpu.checks import CHECKS, ERROR, FAIL, Box, Check, Figure, reason_to_skip, shown, verdict_of
 from tests.helpers.launching import MARK, marked
 from utils import ROOT
 from utils.run.output_dir import read_jsonl
@@ -64,7 +64,7 @@ def run_check(one: Check, machine: dict[str, Any], limit: float) -> dict[str, An
         log = (folder / "log.txt").read_text(errors="replace") if (folder / "log.txt").exists() else ""
     verdict = verdict_of(figures, error)
     return _result(one, machine, verdict, error, time.monotonic() - start, figures,
-                   "" if verdict == OK else log[-LOG_TAIL:])
+                   log[-LOG_TAIL:] if verdict in (FAIL, ERROR) else "")
 
 
 def _result(one: Check, machine: dict[str, Any], verdict: str, reason: str | None, seconds: float = 0.0,

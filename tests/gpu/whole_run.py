@@ -29,14 +29,14 @@ def whole_run(box: Box) -> Iterator[Figure]:
     }
     whole, broken, of_stage_1 = (box.folder / name for name in ("whole", "broken", "stage1"))
     others = box.pick({of_stage_1: {"zero_stage": 1}}, {})
-    runs = {folder: train(flags | own | {"output_dir": folder}, log_of(folder))
+    runs = {folder: train(flags | own | {"output_dir": folder}, log_of(folder), box.has_gpu or folder == whole)
             for folder, own in ({broken: {}, whole: {}} | others).items()}  # at once: they leave most of a GPU idle
     wait_until(lambda: len(lines(broken)) >= broken_after, runs[broken])
     os.kill(last_process_of(broken), signal.SIGTERM)
     yield equal("status after SIGTERM", wait(runs[broken], log_of(broken)), 0)
     done = len(lines(broken))
     yield note("steps done before it", done)
-    resumed = train(flags | {"output_dir": broken, "resume": True}, log_of(broken))
+    resumed = train(flags | {"output_dir": broken, "resume": True}, log_of(broken), box.has_gpu)
     for folder in runs.keys() - {broken}:
         yield equal(f"{folder.name}: status", wait(runs[folder], log_of(folder)), 0)
         yield from of_run(folder.name, lines(folder), steps)
