@@ -1,19 +1,22 @@
 """By how much log-probabilities depend on the way attention is computed, beside what rounding alone does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.bench.shapes import QWEN, config_of, random_model
-from tests.gpu.checks import Box, Figure, at_most, check, equal, note
-from tests.gpu.heads import groups_of, layout_of
+from tests.gpu.checks import Box, Figure, at_most, check, equal
+from tests.gpu.heads import groups_of
 from utils.actor import Scorer
+from utils.attention import Layout
+from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import pack
 from utils.policy import Policy
 from utils.run.errors import RunStopped
-from utils.types import MicroBatch, Rollout
+from utils.types import Rollout
 
 LOGITS = (3.0, 6.0)  # standard deviations of the logits
 SEEDS = 5
@@ -23,8 +26,8 @@ OVER_FLOOR = 3.0
 
 @check(6, "by_response", seconds=30, cpu="quick")
 def by_response(box: Box) -> Iterator[Figure]:
-    """Attention by response against attention under a mask and against the model's own forward pass, in bfloat16. On a
-    CPU in float32: other processors would round bfloat16 otherwise."""
+    """Each way of computing attention against an exact one and the model's own forward pass, in bfloat16. On a CPU in
+    float32: other processors would round bfloat16 otherwise."""
     dtype = box.pick(torch.bfloat16, torch.float32)
     config = config_of(QWEN["0.5B"], tie_word_embeddings=False, **box.pick({}, {
         "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
@@ -36,19 +39,20 @@ def by_response(box: Box) -> Iterator[Figure]:
             with torch.no_grad():
                 model.lm_head.weight.normal_(std=spread / config.hidden_size**0.5)
             rows.append(differences(model, box, seed))
-            yield equal(f"logits of {spread:g}, seed {seed}: a run's own comparison says", judged(model, box), "fine")
+            fastest = kinds_of_layouts(box.device, dtype, config)[0].__name__
+            yield equal(f"logits of {spread:g}, seed {seed}: a run takes", taken(model, box), fastest)
         worst = {name: max(row[name] for row in rows) for name in rows[0]}
-        floor = worst.pop("floor")
-        yield note(f"logits of {spread:g}: masked, packed otherwise (floor)", floor)
+        floor = worst["Masked against exact"]
         for name, value in worst.items():
-            yield at_most(f"logits of {spread:g}: {name}", value, max(LIMIT[dtype], OVER_FLOOR * floor))
+            limit = max(LIMIT[dtype], OVER_FLOOR * floor) if name.endswith("against exact") else None
+            yield at_most(f"logits of {spread:g}: {name}", value, limit)
 
 
-def judged(model: PreTrainedModel, box: Box) -> str:
-    """What a run says of the model at its start."""
+def taken(model: PreTrainedModel, box: Box) -> str:
+    """The layout that a run chooses for the model at its start, or why it refuses the model."""
     policy = Policy(model).to(box.device)
     try:
-        return "fine" if Scorer(policy, policy.to(box.device), 1.0).by_response else "attention under a mask"
+        return Scorer(policy, policy.to(box.device), 1.0).layout_of.__self__.__name__
     except RunStopped as stopped:
         return str(stopped)[:100]
 
@@ -60,33 +64,27 @@ def differences(model: PreTrainedModel, box: Box, seed: int) -> dict[str, float]
     groups = groups_of(lengths, model.config.vocab_size, seed)
     own = torch.cat([own_logprobs(model, rollout, box.device) for group in groups for rollout in group])
     policy = Policy(model)
-    shared, masked, apart = (scored(policy, groups, box.device, is_masked, share)
-                             for is_masked, share in ((False, True), (True, True), (True, False)))
-
-    def mean(one: Tensor, another: Tensor) -> float:
-        return (one - another).abs().mean().item()
-
-    return {"floor": mean(masked, apart), "by response against masked": mean(shared, masked),
-            "by response against the model's own": mean(shared, own), "masked against the model's own":
-            mean(masked, own)}
+    exact = scored(policy, groups, box.device, partial(Masked.of, is_exact=True))
+    found = {kind.__name__: scored(policy, groups, box.device, kind.of)
+             for kind in (*kinds_of_layouts(box.device, model.dtype, model.config), Masked)}
+    found["Masked, packed otherwise"] = scored(policy, groups, box.device, Masked.of, share=False)
+    found["the model's own"] = own
+    return {f"{name} against {other}": (one - right).abs().mean().item() for other, right in
+            (("exact", exact), ("the model's own", own)) for name, one in found.items() if name != other}
 
 
-def scored(policy: Policy, groups: Sequence[Sequence[Rollout]], device: torch.device, is_masked: bool,
-           share: bool) -> Tensor:
+def scored(policy: Policy, groups: Sequence[Sequence[Rollout]], device: torch.device, layout_of: Callable[..., Layout],
+           share: bool = True) -> Tensor:
     """Log-probabilities of all response tokens in the order of the rollouts."""
     numbers, tags = iter(range(10_000)), []
     for group in groups:  # an "advantage" tells which rollout a token is of, however they are packed
         tags.append([float(next(numbers)) for _ in group])
     found, order = [], []
     for one in pack(groups, tags, 2_000, device, share_prefix=share):
-        found.append(logprobs(policy, one, one.attention_mask if is_masked else None))
+        layout = layout_of(one, policy.model.dtype)
+        found.append(policy(one.input_ids, one.position_ids, layout, one.predictors, one.targets, 1.0, False)[0])
         order.append(one.advantages)
     return torch.cat(found)[torch.cat(order).argsort(stable=True)]
-
-
-def logprobs(policy: Policy, one: MicroBatch, mask: Tensor | None) -> Tensor:
-    visible = layout_of(one, policy.head.weight) if mask is None else mask
-    return policy(one.input_ids, one.position_ids, visible, one.predictors, one.targets, 1.0, False)[0]
 
 
 def own_logprobs(model: PreTrainedModel, rollout: Rollout, device: torch.device) -> Tensor:

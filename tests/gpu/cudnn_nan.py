@@ -15,7 +15,7 @@ from tests.gpu.heads import (
     difference,
     exact,
     groups_of,
-    layout_of,
+    layouts_of,
     not_finite,
     packed,
     random_heads,
@@ -41,14 +41,14 @@ def cudnn_nan(box: Box) -> Iterator[Figure]:
         [micro_batch] = packed(groups_of([(prefix, [response, response - 5])]), 10_000, device)
         leaves = random_heads(*micro_batch.input_ids.shape, HEADS, HEAD_DIM, device, torch.bfloat16, SCORE)
         expected = with_gradients(exact(*leaves, micro_batch.attention_mask), leaves)
-        layout = layout_of(micro_batch, leaves[0])
-        found = with_gradients(attend(layout, *leaves), leaves)
-        yield equal(f"by response, {keys} keys: not finite", not_finite(found), 0)
-        for name, one, right in zip(PARTS, found, expected, strict=True):
-            yield at_most(f"by response, {keys} keys: error of {name}", difference(one, right), ERROR)
-        if box.has_gpu:
-            yield note(f"by response, {keys} keys: kernels",
-                       kernels(lambda where=layout, x=leaves: with_gradients(attend(where, *x), x)))
+        for name, layout in layouts_of(micro_batch, leaves[0]).items():
+            found = with_gradients(attend(layout, *leaves), leaves)
+            yield equal(f"{name}, {keys} keys: not finite", not_finite(found), 0)
+            for part, one, right in zip(PARTS, found, expected, strict=True):
+                yield at_most(f"{name}, {keys} keys: error of {part}", difference(one, right), ERROR)
+            if box.has_gpu:
+                yield note(f"{name}, {keys} keys: kernels",
+                           kernels(lambda where=layout, x=leaves: with_gradients(attend(where, *x), x)))
         yield from of_one_kernel(box, "rectangle", response, keys)
     yield from of_one_kernel(box, "square", keys, keys)
 

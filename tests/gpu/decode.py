@@ -20,10 +20,11 @@ KV_CACHE_GB = 16.0
 @check(7, "decode", seconds=60, cpu="quick")
 def decode(box: Box) -> Iterator[Figure]:
     """64 prompts x 4 responses of 256 tokens at 0.5B and 3B shapes: time a token, captures, bandwidth, peak."""
-    for name in box.pick(("0.5B", "3B"), ("small",)):
-        small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                 "num_attention_heads": 4, "num_key_value_heads": 2}
-        config = config_of(QWEN[name]) if box.has_gpu else config_of(QWEN["0.5B"], **small)
+    small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2}
+    configs = box.pick({name: config_of(QWEN[name]) for name in ("0.5B", "3B")},
+                       {"small": config_of(QWEN["0.5B"], **small)})
+    for name, config in configs.items():
         model = random_model(config, box.device, box.pick(torch.bfloat16, torch.float32))
         yield from of_model(name, TorchEngine(model, [], KV_CACHE_GB), shape_of(config), box)
         del model

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Qwen2Config
 
-from utils.attention import NAME, Layout, make_layout
+from utils.attention import NAME, Layout
+from utils.layouts import kinds_of_layouts
 from utils.packing import pack
 from utils.types import MicroBatch, Problem, Prompt, Rollout
 
@@ -52,15 +53,16 @@ def random_heads(
     return [normal(heads[0], offset), normal(heads[1], -offset), normal(heads[1], 0.0)]
 
 
-def layout_of(micro_batch: MicroBatch, query: Tensor) -> Layout:
-    return make_layout(micro_batch.segment_ids, micro_batch.branch_ids, query.device, query.dtype)
+def layouts_of(micro_batch: MicroBatch, query: Tensor) -> dict[str, Layout]:
+    """By name, all that may compute a model's attention by response here: the one that a run takes comes first."""
+    config = Qwen2Config(hidden_size=query.shape[1] * query.shape[3], num_attention_heads=query.shape[1])
+    kinds = kinds_of_layouts(query.device, query.dtype, config)
+    return {kind.__name__: kind.of(micro_batch, query.dtype) for kind in kinds}
 
 
 def attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """(R, L, Q, D): as transformers calls it in training."""
-    module = nn.Module().train()
-    module.num_key_value_groups, module.is_causal = query.shape[1] // key.shape[1], True
-    return AttentionInterface()[NAME](module, query, key, value, None, scaling=query.shape[-1] ** -0.5,
+    return AttentionInterface()[NAME](nn.Module(), query, key, value, None, scaling=query.shape[-1] ** -0.5,
                                       layout=layout)[0]
 
 

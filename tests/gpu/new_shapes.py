@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tests.bench.cards import seconds_of
 from tests.gpu.checks import Box, Figure, at_most, check, note
-from tests.gpu.heads import attend, bottom_right, groups_of, layout_of, packed, random_heads, varlen
+from tests.gpu.heads import attend, bottom_right, groups_of, layouts_of, packed, random_heads, varlen
 from utils.types import MicroBatch
 
 SHAPES = {"3B": ((16, 2), 128), "0.5B": ((14, 2), 64)}  # query and key heads, and their size
@@ -30,10 +31,14 @@ class Kernels:
     head_dim: int
     device: torch.device
 
-    def by_response(self, micro_batch: MicroBatch) -> Callable[[], object]:
+    def by_layout(self, kind: str, micro_batch: MicroBatch) -> Callable[[], object]:
         leaves = random_heads(*micro_batch.input_ids.shape, self.heads, self.head_dim, self.device, torch.bfloat16)
-        where = layout_of(micro_batch, leaves[0])  # in a run, once for all layers
-        return lambda: torch.autograd.grad(attend(where, *leaves).sum(), leaves)
+        layout = layouts_of(micro_batch, leaves[0])[kind]  # in a run, made once for all layers
+        return lambda: torch.autograd.grad(attend(layout, *leaves).sum(), leaves)
+
+    def kinds(self, micro_batch: MicroBatch) -> list[str]:
+        query = torch.empty(1, self.heads[0], 1, self.head_dim, device=self.device, dtype=torch.bfloat16)
+        return list(layouts_of(micro_batch, query))
 
     def under_masks(self, micro_batch: MicroBatch) -> Callable[[], object]:
         """Keys are repeated for all query heads beforehand."""
@@ -66,7 +71,8 @@ def new_shapes(box: Box) -> Iterator[Figure]:
     for name, (heads, head_dim) in box.pick(SHAPES, {"small": ((4, 2), 16)}).items():
         some = [layout(seed, box) for seed in range(box.pick(LAYOUTS, 2) + 1)]
         kernels = Kernels(heads, head_dim, box.device)
-        yield from kernels.measure(f"by response, {name}", kernels.by_response, some, bound)
+        for kind in kernels.kinds(some[0]):
+            yield from kernels.measure(f"{kind}, {name}", partial(kernels.by_layout, kind), some, bound)
         yield from kernels.measure(f"masked, {name}", kernels.under_masks, some, bound)
         if box.has_gpu and torch.cuda.get_device_capability() >= (8, 0):
             yield from kernels.measure(f"varlen_attn, {name}", kernels.by_varlen, some, bound)
