@@ -3,10 +3,14 @@
     python -m tests.bench.rollout                            # 4.9 M parameters at random, 64 prompts of 140 tokens
     python -m tests.bench.rollout --who torch vllm generate --samples 1 4 8 16 --tokens 32 128 512
     python -m tests.bench.rollout --model runs/quickstart/base --data runs/quickstart/data --ends
+    python -m tests.bench.rollout --shape 3B --samples 4 --tokens 256 --kv_cache_gb 16 --who torch generate  # a GPU
 
 Sampling at temperature 1; all take turns, and the median of the runs counts. The end of sequence is switched off, so
 that all make exactly prompts x samples x tokens; with --ends responses end when they do, as in training, and tokens up
 to the end count. vLLM is what --engine vllm starts. Run it with nothing else on the machine.
+
+On a GPU also the share of its bandwidth: the bytes of weights, keys and values that each token has to read, prefill
+counted as nothing, over what the card can move. The goal for "torch" is a half.
 """
 
 import json
@@ -22,20 +26,26 @@ from typing import Literal
 
 import torch
 import tyro
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from inference.hybrid_engine import load_engine
+from tests.bench.cards import present_card
+from tests.bench.shapes import ShapeName, decode_bytes, save_model
 from tests.bench.workload import make_model, make_problems
 from utils.data import load_problems
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
 from utils.run import processes
-from utils.types import Sampling
+from utils.setup.memory import shape_of
+from utils.types import Prompt, Sampling
+
+GOAL = 0.5  # of the bandwidth
 
 
 @dataclass
 class Args:
     model: str = ""  # folder or Hugging Face name; left out: random weights, 4.9 M parameters
+    shape: ShapeName = ""  # without --model: random weights of that shape, for a GPU
     data: str = ""  # folder with train.parquet, or a built-in task; left out: random prompts of about 140 tokens
     who: tuple[Literal["torch", "vllm", "generate"], ...] = ("torch", "generate")  # the first is compared with the rest
     prompts: int = 64  # different prompts
@@ -48,6 +58,19 @@ class Args:
     output: str = ""  # JSON
 
 
+def of_card(rates: dict[str, float], model: str, prompts: list[Prompt], samples: int, tokens: int, dtype: torch.dtype,
+            device: torch.device) -> dict[str, object]:
+    """Shares of the card's bandwidth; nothing on a CPU, or for a model whose shape is not known."""
+    card, shape = present_card(device), shape_of(AutoConfig.from_pretrained(model))
+    if card is None or shape is None:
+        return {}
+    prefix = sum(len(prompt.prompt_ids) for prompt in prompts) // len(prompts)
+    moved = decode_bytes(shape, len(prompts), samples, prefix, tokens / 2, dtype.itemsize)
+    steps = {who: rate / (len(prompts) * samples) for who, rate in rates.items()}  # tokens of a row, a second
+    return {"card": card[0], "goal": GOAL,
+            "share of bandwidth": {who: round(moved * rate / card[1].bandwidth, 2) for who, rate in steps.items()}}
+
+
 def main(args: Args) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
@@ -55,7 +78,8 @@ def main(args: Args) -> None:
     dtype = resolve_dtype("auto", device)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        name = args.model or str(make_model(Path(folder, "model")))
+        made = save_model(args.shape, Path(folder, "model")) if args.shape else Path(folder, "model")
+        name = args.model or str(made if args.shape else make_model(made))
         data = args.data or str(make_problems(Path(folder, "data")))
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
         build = PromptBuilder(tokenizer, 10_000, True).build
@@ -109,6 +133,7 @@ def main(args: Args) -> None:
                             **{f"{who} tokens/s": round(rate) for who, rate in medians.items()},
                             **{f"ratio to {who}": round(first / rate, 2) for who, rate in medians.items()
                                if who != args.who[0]}})
+            results[-1] |= of_card(medians, name, prompts, samples, tokens, dtype, device)
             print(json.dumps(results[-1]), flush=True)
     if args.output:
         Path(args.output).write_text(json.dumps(results, indent=1))

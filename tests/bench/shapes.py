@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
@@ -13,6 +14,7 @@ from training.tiny_base import make_tokenizer
 from utils.setup.memory import SHAPES, Shape
 from utils.types import Rollout
 
+ShapeName = Literal["", "0.5B", "1.5B", "3B"]  # "": no such shape, a small model
 QWEN = {name.removeprefix("Qwen/Qwen2.5-"): shape for name, shape in SHAPES.items() if name.startswith("Qwen/")}
 
 
@@ -34,6 +36,16 @@ def random_model(config: Qwen2Config, device: torch.device, dtype: torch.dtype, 
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
     model.generation_config = GenerationConfig()
     return model
+
+
+def save_model(name: str, folder: Path) -> Path:
+    """A folder with random bfloat16 weights in the shape `name`, for what reads one; its tokenizer knows bytes only."""
+    save_without_weights(config_of(QWEN[name]), folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = random_model(Qwen2Config.from_pretrained(folder), device, torch.bfloat16)
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.save_pretrained(folder)
+    return folder
 
 
 def save_without_weights(config: Qwen2Config, folder: Path) -> Path:

@@ -5,9 +5,12 @@ and reward, one process each, alternating runs, medians.
     python -m tests.bench.step                                   # 4.9 M parameters, 64 prompts of 140 tokens, 4 x 64
     python -m tests.bench.step --shown 2 --group_size 8          # part of the solution as hint
     python -m tests.bench.step --model runs/quickstart/base --data runs/quickstart/data
+    python -m tests.bench.step --shape 0.5B --prompts 128 --response_length 512 --max_tokens_per_micro_batch 16384 \
+        --trl_micro_batches 16 32 64 --trl generate vllm         # on a GPU; a step should take a third of TRL's
 
 Ours is `training/rft.py` as it stands (uft.py where something of the solution is shown), its times are those of
-metrics.jsonl. TRL runs in tests/bench/trl_step.py with the fastest of the micro-batch sizes given.
+metrics.jsonl. TRL runs in tests/bench/trl_step.py, by transformers' generate or by vLLM in its process, with the
+fastest of the micro-batch sizes given; where it or vLLM is not installed, that is said and left out.
 """
 
 import json
@@ -16,19 +19,26 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
+import torch
 import tyro
 
+from tests.bench.cards import present_card
+from tests.bench.shapes import ShapeName, save_model
 from tests.bench.workload import make_model, make_problems, read_times
 
+GOAL = 3.0  # of TRL's seconds over ours, on a GPU
 PHASES = ("sync", "rollout", "reward", "logprobs", "update")
 
 
 @dataclass
 class Args:
     model: str = ""  # folder; left out: random weights, 4.9 M parameters
+    shape: ShapeName = ""  # without --model: random weights of that shape, for a GPU
     data: str = ""  # folder; left out: random prompts of about 140 tokens
     prompts: int = 64  # a step
     group_size: int = 4  # responses a prompt
@@ -36,6 +46,7 @@ class Args:
     shown: int = 0  # of five chunks of the solution, after the prompt
     max_tokens_per_micro_batch: int = 4_096  # ours
     trl_micro_batches: tuple[int, ...] = (64, 256)  # completions; each is timed, the fastest counts
+    trl: tuple[Literal["generate", "vllm"], ...] = ("generate",)  # how it generates; none: ours alone
     engine: str = "torch"  # ours
     steps: int = 2  # timed in each run, after one that warms up
     repeats: int = 5  # runs of each
@@ -64,39 +75,51 @@ def ours(args: Args, model: str, data: str, folder: Path) -> list[dict[str, floa
     return read_times(folder / "metrics.jsonl")
 
 
-def theirs(args: Args, model: str, data: str, folder: Path, micro_batch: int) -> list[float]:
+def theirs(args: Args, model: str, data: str, folder: Path, how: str, micro_batch: int) -> list[float]:
     output = folder.with_suffix(".json")
     start([
         "-m", "tests.bench.trl_step", "--model", model, "--data", data, "--output", str(output), "--steps",
         str(args.steps + 1), "--prompts", str(args.prompts), "--group_size", str(args.group_size), "--response_length",
-        str(args.response_length), "--micro_batch", str(micro_batch), "--shown", str(args.shown),
+        str(args.response_length), "--micro_batch", str(micro_batch), "--shown", str(args.shown), "--how", how,
     ], args.threads)
     return json.loads(output.read_text())[1:]
 
 
 def main(args: Args) -> None:
+    missing = {"generate": [name for name in ("trl", "datasets") if find_spec(name) is None]}
+    missing["vllm"] = missing["generate"] + ["vllm"] * (find_spec("vllm") is None)
+    variants = []
+    for how in args.trl:
+        if missing[how]:
+            print(f"TRL by {how} is left out: {', '.join(missing[how])} not installed", flush=True)
+        else:
+            variants += [(how, size) for size in args.trl_micro_batches]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = args.model or str(make_model(folder / "model"))
+        made = save_model(args.shape, folder / "model") if args.shape else folder / "model"
+        model = args.model or str(made if args.shape else make_model(made))
         data = args.data or str(make_problems(folder / "data"))
         lines: list[dict[str, float]] = []
-        seconds: dict[int, list[float]] = {size: [] for size in args.trl_micro_batches}
+        seconds: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
         for repeat in range(args.repeats):
             lines += ours(args, model, data, folder / f"ours{repeat}")
-            for size in args.trl_micro_batches:
-                seconds[size] += theirs(args, model, data, folder / f"trl{repeat}_{size}", size)
+            for how, size in variants:
+                seconds[how, size] += theirs(args, model, data, folder / f"trl{repeat}_{how}_{size}", how, size)
     phases = {phase: median(line[f"seconds/{phase}"] for line in lines) for phase in PHASES}
     step = median(sum(line[f"seconds/{phase}"] for phase in PHASES) for line in lines)
-    trl = {size: median(values) for size, values in seconds.items()}
+    trl = {f"{how} {size}": round(median(values), 2) for (how, size), values in seconds.items()}
     result = {
-        "ours": round(step, 2), **{phase: round(value, 2) for phase, value in phases.items()},
-        "TRL": {size: round(value, 2) for size, value in trl.items()},
-        "ratio": round(min(trl.values()) / step, 2) if trl else None,
+        "ours": round(step, 2), **{phase: round(value, 2) for phase, value in phases.items()}, "TRL": trl,
+        "ratio": {how: round(min(median(values) for (other, _), values in seconds.items() if other == how) / step, 2)
+                  for how in dict(variants)},
         "response tokens": {"ours": round(median(line["response_tokens"] for line in lines), 1)},
     }
+    if card := present_card(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        result |= {"card": card[0], "goal of the ratio to generate": GOAL}
     print(json.dumps(result))
     if args.output:
-        Path(args.output).write_text(json.dumps({"result": result, "lines": lines, "trl": seconds}, indent=1))
+        whole = {"result": result, "lines": lines, "trl": {" ".join(map(str, key)): seconds[key] for key in seconds}}
+        Path(args.output).write_text(json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":

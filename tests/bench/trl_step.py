@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -29,6 +30,7 @@ class Args:
     response_length: int  # tokens
     micro_batch: int  # completions of one forward pass with gradients
     shown: int = 0  # chunks of the solution that follow the prompt
+    how: Literal["generate", "vllm"] = "generate"  # what samples
 
 
 class Clock(TrainerCallback):
@@ -60,7 +62,8 @@ def main(args: Args) -> None:
         gradient_accumulation_steps=rollouts // args.micro_batch, num_generations=args.group_size, num_iterations=1,
         max_completion_length=args.response_length, temperature=1.0, top_p=1.0, top_k=0, beta=0.001, entropy_coef=0.001,
         learning_rate=1e-6, lr_scheduler_type="constant", warmup_steps=0, use_cpu=not on_gpu, bf16=on_gpu, tf32=None,
-        gradient_checkpointing=False, disable_tqdm=True, shuffle_dataset=False, seed=0,
+        gradient_checkpointing=False, disable_tqdm=True, shuffle_dataset=False, seed=0, use_vllm=args.how == "vllm",
+        vllm_mode="colocate",
     )
     clock = Clock()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if on_gpu else torch.float32)

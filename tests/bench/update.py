@@ -2,6 +2,8 @@
 
     python -m tests.bench.update                                # 4.9 M parameters, 64 prompts of 140 tokens, 4 x 64
     python -m tests.bench.update --vocab_sizes 512 32768 152064 --groups 22 --max_tokens 4096 --who shared    # memory
+    python -m tests.bench.update --shape 0.5B --groups 16 --prompt_length 230 --response_length 1024 \
+        --max_tokens 16384 --who shared --repeats 3                                                           # a GPU
 
 padded   rows of prompt + response padded on the right, logits of every token by the model's own head
 packed   our packing without sharing: a prompt once per response
@@ -12,7 +14,8 @@ padded is the model as transformers loads it; on a CPU in float32 the others com
 FLOPs are those of matrix products and attention (a masked pair of tokens counts), divided by the time and by the rate
 of a large square matrix product on the same threads: torch.mm's, and oneDNN's beside it. Memory is the growth of the
 peak of the process over what it held before, weights and gradients not counted; each vocabulary size is a process of
-its own.
+its own. On a GPU also MFU: the FLOPs that the work needs, a prompt once and only pairs that see each other, over the
+time and what the card's maker promises. The goal for "shared" is 0.55.
 """
 
 import json
@@ -23,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -34,20 +36,26 @@ import torch
 import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests.bench.cards import matrix_rate, present_card, wait
+from tests.bench.shapes import QWEN, ShapeName, config_of, random_model, update_flops
 from tests.bench.workload import make_model
 from utils.actor import Scorer
-from utils.cpu_linear import product
+from utils.cpu_linear import product, use_onednn
 from utils.layouts import Masked
 from utils.packing import pack
 from utils.policy import Policy
 from utils.pretrained import load_model, resolve_dtype
+from utils.setup.memory import shape_of
 from utils.types import Problem, Prompt, Rollout
+
+GOAL = 0.55  # MFU
 
 
 @dataclass
 class Args:
+    shape: ShapeName = ""  # random weights of that shape, for a GPU; left out: what the other flags say
     vocab_sizes: tuple[int, ...] = (2_048,)  # of the model
     groups: int = 64  # prompts
     group_size: int = 4  # responses a prompt
@@ -78,19 +86,6 @@ def make_groups(args: Args) -> list[list[Rollout]]:
     return groups
 
 
-def matrix_limit(multiply: Callable[[Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product."""
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        multiply(left, right)
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
-
-
 def count_product(states: list[int], weight: list[int], *_, out_shape=None, **__) -> int:
     """FLOPs of oneDNN's linear layer, which PyTorch's counter does not know."""
     return 2 * math.prod(states) * weight[0]
@@ -112,11 +107,6 @@ ON_CPU = {
 }
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def padded_loss(model, rows: list[Rollout], device: torch.device) -> Tensor:
     """Log-probabilities and entropies of the responses from the full logits, as most trainers compute them."""
     texts = [row.prompt.prompt_ids + row.response_ids for row in rows]
@@ -131,14 +121,25 @@ def padded_loss(model, rows: list[Rollout], device: torch.device) -> Tensor:
     return torch.where(scored, logprobs - 0.001 * entropies, 0.0).sum()
 
 
+def make_models(
+    args: Args, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The model as a run has it, and as transformers loads it."""
+    if args.shape:
+        config = config_of(QWEN[args.shape])
+        model = use_onednn(random_model(config, device, dtype))
+        return model, random_model(config, device, dtype) if "padded" in args.who else model
+    with tempfile.TemporaryDirectory() as folder:
+        name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
+        return (load_model(str(name), dtype).to(device),
+                AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device))
+
+
 def measure(args: Args, vocab_size: int) -> dict:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype("auto", device)
-    with tempfile.TemporaryDirectory() as folder:
-        name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
-        model = load_model(str(name), dtype).to(device)
-        plain = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+    model, plain = make_models(args, vocab_size, device, dtype)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
@@ -173,7 +174,7 @@ def measure(args: Args, vocab_size: int) -> dict:
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB
 
-    result = {"vocabulary": vocab_size, "parameters": model.num_parameters(), "scored tokens": num_scored}
+    result = {"vocabulary": model.config.vocab_size, "parameters": model.num_parameters(), "scored tokens": num_scored}
     for parameter in (*model.parameters(), *plain.parameters()):
         parameter.grad = torch.zeros_like(parameter)
     before = peak()
@@ -186,9 +187,11 @@ def measure(args: Args, vocab_size: int) -> dict:
     for _ in range(args.repeats):
         for how in seconds:
             seconds[how].append(run(how))
-    limits = {"torch": matrix_limit(torch.mm, device, dtype)}
+    card = present_card(device)
+    result |= {"card": card[0], "goal": GOAL} if card else {}
+    limits = {"torch": matrix_rate(torch.mm, device, dtype)}
     if device.type == "cpu":
-        limits["oneDNN"] = matrix_limit(product, device, dtype)
+        limits["oneDNN"] = matrix_rate(product, device, dtype)
     result["matrix limit GFLOP/s"] = {name: round(limit / 1e9, 1) for name, limit in limits.items()}
     for how, values in seconds.items():
         with FlopCounterMode(display=False, custom_mapping=ON_CPU if device.type == "cpu" else None) as counter:
@@ -197,6 +200,8 @@ def measure(args: Args, vocab_size: int) -> dict:
         result[how] = {"seconds": round(spent, 3), "scored tokens/s": round(num_scored / spent),
                        "GFLOP": round(flops / 1e9, 1),
                        "of the limit": {name: round(flops / spent / limit, 2) for name, limit in limits.items()}}
+        if card:
+            result[how]["MFU"] = round(update_flops(shape_of(model.config), groups) / spent / card[1].flops, 3)
     for how in seconds.keys() - {"shared"} if "shared" in seconds else ():
         result[f"{how} / shared"] = round(result[how]["seconds"] / result["shared"]["seconds"], 2)
     return result
@@ -207,7 +212,7 @@ def main(args: Args) -> None:
         print(json.dumps(measure(args, args.vocab_sizes[0])), flush=True)
         return
     for vocab_size in args.vocab_sizes:
-        words = ["--alone", "--vocab_sizes", str(vocab_size)] + [
+        words = ["--alone", "--shape", args.shape, "--vocab_sizes", str(vocab_size)] + [
             word for name in ("groups", "group_size", "prompt_length", "response_length", "hidden_size", "num_layers",
                               "max_tokens", "repeats", "threads") for word in (f"--{name}", str(vars(args)[name]))]
         words += ["--who", *args.who, *["--gradient_checkpointing"] * args.gradient_checkpointing]

@@ -2,6 +2,7 @@
 with solutions of five lines. Nothing is learned from them; their sizes are what counts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from training.tiny_base import make_tokenizer
 from utils.tasks.parquet import write_splits
+from utils.types import Problem, Prompt, Rollout
 
+PROBLEM = Problem(0, "countdown", "", (), "", {})
 LETTERS = list("abcdefghijklmnopqrstuvwxyz 0123456789")
 
 
@@ -51,6 +54,22 @@ def make_problems(folder: Path, count: int = 512, prompt_length: int = 140, solu
 
     write_splits(folder, {"train": [row() for _ in range(count)], "test": [row() for _ in range(8)]})
     return folder
+
+
+def groups_of(
+    lengths: Sequence[tuple[int, Sequence[int]]], vocab_size: int = 500, seed: int = 0
+) -> list[list[Rollout]]:
+    """Groups of random ids with these lengths of prompt and responses."""
+    random = np.random.default_rng(seed)
+
+    def ids(length: int) -> list[int]:
+        return random.integers(0, vocab_size, length).tolist()
+
+    groups = []
+    for prefix, responses in lengths:
+        prompt = Prompt(PROBLEM, ids(prefix), [], 0)
+        groups.append([Rollout(prompt, ids(length), [0.0] * length, "length") for length in responses])
+    return groups
 
 
 def read_times(path: Path) -> list[dict[str, float]]:

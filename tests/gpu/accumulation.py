@@ -8,8 +8,9 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
 from tests.bench.shapes import QWEN, config_of, random_model
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, check, goal, note
-from tests.gpu.heads import groups_of, packed
+from tests.gpu.heads import packed
 from utils import actor as actor_module
 from utils.actor import Actor
 from utils.types import MicroBatch

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.bench.shapes import QWEN, config_of, random_model
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, at_most, check, equal
-from tests.gpu.heads import groups_of
 from utils.actor import Scorer
 from utils.attention import Layout
 from utils.layouts import Masked, kinds_of_layouts

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, at_most, check, equal, note
 from tests.gpu.heads import (
     attend,
     bottom_right,
     difference,
     exact,
-    groups_of,
     layouts_of,
     not_finite,
     packed,

@@ -11,25 +11,7 @@ from transformers import AttentionInterface, Qwen2Config
 from utils.attention import NAME, Layout
 from utils.layouts import kinds_of_layouts
 from utils.packing import pack
-from utils.types import MicroBatch, Problem, Prompt, Rollout
-
-PROBLEM = Problem(0, "countdown", "", (), "", {})
-
-
-def groups_of(
-    lengths: Sequence[tuple[int, Sequence[int]]], vocab_size: int = 500, seed: int = 0
-) -> list[list[Rollout]]:
-    """Groups of random ids with these lengths of prompt and responses."""
-    random = np.random.default_rng(seed)
-
-    def ids(length: int) -> list[int]:
-        return random.integers(0, vocab_size, length).tolist()
-
-    groups = []
-    for prefix, responses in lengths:
-        prompt = Prompt(PROBLEM, ids(prefix), [], 0)
-        groups.append([Rollout(prompt, ids(length), [0.0] * length, "length") for length in responses])
-    return groups
+from utils.types import MicroBatch, Rollout
 
 
 def packed(groups: Sequence[Sequence[Rollout]], max_tokens: int, device: torch.device, share: bool = True):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from inference.hybrid_engine import build_engine
+from tests.bench.estimates import training
 from tests.bench.shapes import QWEN, config_of, random_model, save_without_weights
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, between, check, equal, note
-from tests.gpu.estimates import training
-from tests.gpu.heads import groups_of, packed
+from tests.gpu.heads import packed
 from training import uft
 from utils.actor import Actor
 from utils.setup.memory import shape_of

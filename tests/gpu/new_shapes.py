@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.bench.cards import seconds_of
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, at_most, check, note
-from tests.gpu.heads import attend, bottom_right, groups_of, layouts_of, packed, random_heads, varlen
+from tests.gpu.heads import attend, bottom_right, layouts_of, packed, random_heads, varlen
 from utils.types import MicroBatch
 
 SHAPES = {"3B": ((16, 2), 128), "0.5B": ((14, 2), 64)}  # query and key heads, and their size

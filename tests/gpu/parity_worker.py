@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from tests.bench.shapes import QWEN, config_of, random_model
-from tests.gpu.heads import groups_of
+from tests.bench.workload import groups_of
 from utils import actor as actor_module
 from utils.actor import Actor
 from utils.losses import masked_mean

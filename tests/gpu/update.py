@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from tests.bench.cards import matrix_rate, present_card, seconds_of
 from tests.bench.shapes import QWEN, config_of, random_model, update_flops
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, check, goal, note
-from tests.gpu.heads import groups_of, packed
+from tests.gpu.heads import packed
 from utils import policy
 from utils.actor import Scorer, checkpoint_layers
 from utils.cpu_linear import use_onednn

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, at_most, check, equal
 from tests.gpu.heads import (
     attend,
     bottom_right,
     difference,
     exact,
-    groups_of,
     layouts_of,
     not_finite,
     packed,

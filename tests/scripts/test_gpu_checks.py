@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.bench.cards import CARDS
+from tests.bench.workload import groups_of
 from tests.gpu import __main__ as command
 from tests.gpu import decode, load_checks, update
 from tests.gpu.checks import (
@@ -36,7 +37,6 @@ from tests.gpu.heads import (
     bottom_right,
     difference,
     exact,
-    groups_of,
     layouts_of,
     packed,
     random_heads,
