@@ -33,7 +33,7 @@ def test_flops_of_an_update_are_those_that_torch_counts():
 
 def test_responses_share_their_prefix_and_do_not_see_each_other():
     alone, both = (update_flops(SMALL, groups_of([(7, lengths)])) for lengths in ([5], [5, 5]))
-    prefix = update_flops(SMALL, groups_of([(7, [])]))
+    prefix = update_flops(SMALL, groups_of([(7, [0])]))
     assert both - alone == alone - prefix > 0
 
 
