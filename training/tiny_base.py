@@ -61,6 +61,7 @@ class Args:
     tokenizer_texts: Positive[int] = 3_000  # texts whose phrases become tokens
     eval_problems: NotNegative[int] = 256  # test problems for the closing lines; 0 leaves them out
     max_response_length: Positive[int] = 128  # tokens a response may have in the closing evaluation
+    device: Literal["cpu", "cuda"] = "cpu"  # what trains it; a GPU pays from some 10 M parameters on
     threads: NotNegative[int] = 1  # of a CPU; more hardly help here and stall where a core is busy; 0: torch's choice
 
 
@@ -70,6 +71,7 @@ def check(args: Args) -> None:
     require(args.num_heads % 2 == 0, "--num_heads", args.num_heads, "must be even")
     require(args.hidden_size % (2 * args.num_heads) == 0, "--hidden_size", args.hidden_size,
             f"must be a multiple of twice --num_heads {args.num_heads}")
+    require(args.device == "cpu" or torch.cuda.is_available(), "--device", args.device, "there is no GPU to be used")
     require(args.overwrite or not Path(args.output_dir).exists(), "--output_dir", args.output_dir,
             "exists; give --overwrite to replace it")
     is_model = (Path(args.output_dir) / "config.json").is_file() or not Path(args.output_dir).exists()
@@ -138,8 +140,9 @@ def train(
         prompts, completions = zip(*(next(stream) for _ in range(args.batch_size)), strict=True)
         completion_ids = [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(completions))["input_ids"]]
         input_ids, labels = make_batch(tokenizer(list(prompts))["input_ids"], completion_ids, tokenizer.pad_token_id)
-        logits = model(input_ids=input_ids).logits[:, :-1]  # (B, L-1, V); right padding needs no attention mask
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        logits = model(input_ids=input_ids.to(model.device)).logits[:, :-1]  # (B, L-1, V); right padding needs no mask
+        labels = labels[:, 1:].flatten().to(model.device)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -153,7 +156,7 @@ def evaluate(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: list[
     """Accuracy and format (share of responses that hold an answer) without hints; sampling at temperature 1."""
     model.eval()
     torch.manual_seed(0)
-    prompt = tokenizer([problem.prompt for problem in problems], padding=True, return_tensors="pt")
+    prompt = tokenizer([problem.prompt for problem in problems], padding=True, return_tensors="pt").to(model.device)
     ids = model.generate(input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], do_sample=not greedy,
                          top_k=None if greedy else 0, max_new_tokens=max_response_length)
     responses = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1]:], skip_special_tokens=True)
@@ -174,7 +177,7 @@ def main(args: Args) -> None:
     require(longest < args.max_position_embeddings, "--max_position_embeddings", args.max_position_embeddings,
             f"must exceed the longest text, {longest} tokens")
 
-    model = make_model(args, tokenizer)
+    model = make_model(args, tokenizer).to(args.device)
     train(model, tokenizer, stream, args)
 
     building = Path(f"{args.output_dir}.building")  # renamed when whole: a folder that exists is a finished model

@@ -1,8 +1,11 @@
 """Models in the shapes of real ones, with random weights made where they are used; and what their work costs.
 
     0.5B 1.5B 3B    Qwen2.5, the shapes of utils/setup/memory.SHAPES
+
+    python -m tests.bench.shapes 0.5B FOLDER    # a folder with such a model, for the scripts
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -81,3 +84,7 @@ def decode_bytes(shape: Shape, prompts: int, samples: int, prefix: int, suffix: 
     embeddings = shape.vocab_size * shape.hidden_size * (0 if shape.tied else 1)  # of the others a few rows are read
     cache = prompts * (prefix + samples * suffix) * shape.cache_elements
     return itemsize * (shape.parameters - embeddings + cache)
+
+
+if __name__ == "__main__":
+    save_model(sys.argv[1], Path(sys.argv[2]))

@@ -317,6 +317,14 @@ def test_the_form_for_a_gpu_runs_to_its_end(name, pretended):
 
 
 @pytest.mark.slow
+def test_a_check_of_a_machine_with_a_gpu_is_a_new_process():
+    """A fork could not use CUDA. There is none here: the check looks itself, and ends early."""
+    result = run_check(CHECKS["card"], NO_GPU | {"cards": [H100]}, 60)
+    assert (result["verdict"], result["on"], result["reason"]) == (OK, "gpu", None)
+    assert "driver" in [figure["name"] for figure in result["figures"]]
+
+
+@pytest.mark.slow
 def test_all_cpu_forms_by_the_script(tmp_path):
     report = tmp_path / "figures.json"
     result = shells.bash(["launch_scripts/test_gpu.sh", "--json", str(report)], ROOT, NO_INSTALL="1",

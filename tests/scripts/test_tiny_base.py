@@ -101,6 +101,16 @@ def test_solved_fraction_and_held_out_puzzles(tmp_path):
     assert shares[0] < 0.15 and 0.45 < shares[1] < 0.6
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_the_same_model(data, model_folder):
+    """To rounding, in the few steps here; the tokenizer is the same."""
+    folder = data.parent / "by_gpu"
+    tiny_base.main(tiny_base.Args(data=str(data), output_dir=str(folder), device="cuda", **SMALL))
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(some).state_dict() for some in (folder, model_folder))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-3 for name in theirs)
+    assert (folder / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
+
+
 def test_prompts_and_padding_have_no_loss():
     input_ids, labels = tiny_base.make_batch([[5, 6], [7]], [[8, 1], [9, 9, 1]], pad=0)
     assert input_ids.tolist() == [[5, 6, 8, 1], [7, 9, 9, 1]]
@@ -111,7 +121,9 @@ def test_prompts_and_padding_have_no_loss():
 
 
 @pytest.mark.parametrize(("flag", "value"), [("steps", 0), ("solved_fraction", 1.5), ("num_heads", 3),
-                                             ("hidden_size", 36), ("max_position_embeddings", 16)])
+                                             ("hidden_size", 36), ("max_position_embeddings", 16), pytest.param(
+                                                 "device", "cuda", marks=pytest.mark.skipif(
+                                                     torch.cuda.is_available(), reason="there is a GPU"))])
 def test_bad_value_is_named_with_its_flag(data, tmp_path, flag, value):
     args = tiny_base.Args(data=str(data), output_dir=str(tmp_path / "m"), **(SMALL | {flag: value}))
     with pytest.raises(BadInput, match=f"flag --{flag} {value}: "):
