@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from inference.decoder import Step
 from inference.torch_engine import TorchEngine
 from tests.bench.cards import present_card, seconds_of
 from tests.bench.estimates import decoding
@@ -36,6 +37,7 @@ def of_model(name: str, engine: TorchEngine, shape: Shape, box: Box) -> Iterator
     engine.eos_ids = torch.tensor([], dtype=torch.long, device=box.device)  # all responses are as long as allowed
     given = [Prompt(Problem(number, "countdown", "", (), "", {}), [number + 2] * length, [], 0)
              for number in range(prompts)]
+    yield from what_it_takes(name, engine)
     captures, make = [], engine.captured or (lambda step: step)
 
     def counting(step):
@@ -43,8 +45,11 @@ def of_model(name: str, engine: TorchEngine, shape: Shape, box: Box) -> Iterator
         return make(step)
 
     found: dict[str, list[list[Rollout]]] = {}
-    for how, captured in (("graphs" if box.has_gpu else "fixed shapes", counting), ("growing shapes", None)):
-        engine.captured = captured
+    fixed, taken = "graphs" if box.has_gpu else "fixed shapes", engine.decoder.step_type
+    variants = [(fixed, counting, taken), *[(f"{fixed}, {Step.__name__}", counting, Step)] * (taken is not Step),
+                ("growing shapes", None, Step)]
+    for how, captured, step_type in variants:
+        engine.captured, engine.decoder.step_type = captured, step_type
         engine.generate(given[:2], Sampling(samples, 4, 1.0))  # libraries warm up
         captures.clear()
         if box.has_gpu:
@@ -66,10 +71,17 @@ def of_model(name: str, engine: TorchEngine, shape: Shape, box: Box) -> Iterator
         if card := present_card(box.device):
             moved = decode_bytes(shape, prompts, samples, length, tokens / 2, 2)
             yield goal(f"{name}, {how}: share of bandwidth", moved / a_token / card[1].bandwidth,
-                       GOAL if captured else None)
+                       GOAL if how == fixed else None)
     if not box.has_gpu:
-        fixed, growing = ([rollout.response_ids for group in groups for rollout in group] for groups in found.values())
-        yield equal("fixed shapes give the tokens of growing ones", fixed == growing, True)
+        ids = [[rollout.response_ids for group in groups for rollout in group] for groups in found.values()]
+        yield equal("fixed shapes give the tokens of growing ones", ids[0] == ids[-1], True)
+
+
+def what_it_takes(name: str, engine: TorchEngine) -> Iterator[Figure]:
+    """How it decodes, and whether its own comparison with the model, at the first sync, leaves it at that."""
+    before = f"{type(engine.decoder).__name__}, {engine.decoder.step_type.__name__}"
+    engine.sync()
+    yield equal(f"{name}: decodes by", f"{type(engine.decoder).__name__}, {engine.decoder.step_type.__name__}", before)
 
 
 def timed(engine: TorchEngine, prompts: list[Prompt], sampling: Sampling) -> tuple[list[list[Rollout]], float]:

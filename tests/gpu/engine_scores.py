@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from inference.torch_engine import TorchEngine
 from tests.bench.shapes import QWEN, config_of, random_model
 from tests.gpu.checks import Box, Figure, at_most, check, note
+from tests.gpu.decode import what_it_takes
 from tests.gpu.heads import packed
 from utils.actor import Scorer
 from utils.policy import Policy
@@ -25,8 +26,10 @@ def engine_scores(box: Box) -> Iterator[Figure]:
     for dtype, limit in MISMATCH.items():
         for score in SCORES:
             model = biased_model(box, dtype, score)
-            differences = mismatch(model, box)
             name = f"{str(dtype).removeprefix('torch.')}, scores near {score:g}"
+            engine = TorchEngine(model, [], kv_cache_gb=1.0)
+            yield from what_it_takes(name, engine)
+            differences = mismatch(engine, box)
             yield at_most(f"{name}: mean mismatch", differences.mean().item(), limit)
             yield note(f"{name}: largest mismatch", differences.max().item())
 
@@ -50,14 +53,15 @@ def biased_model(box: Box, dtype: torch.dtype, score: float) -> PreTrainedModel:
     return model
 
 
-def mismatch(model: PreTrainedModel, box: Box) -> torch.Tensor:
+def mismatch(engine: TorchEngine, box: Box) -> torch.Tensor:
     """|engine - actor| of each sampled token, in nats."""
+    model = engine.model
     count, length, tokens = box.pick((32, 300, 128), (6, 60, 24))
     random = torch.Generator().manual_seed(0)
     prompts = [Prompt(Problem(number, "countdown", "", (), "", {}),
                       torch.randint(model.config.vocab_size, (length - number,), generator=random).tolist(), [], 0)
                for number in range(count)]
-    groups = TorchEngine(model, [], kv_cache_gb=1.0).generate(prompts, Sampling(4, tokens, 1.0), step=1)
+    groups = engine.generate(prompts, Sampling(4, tokens, 1.0), step=1)
     scorer = Scorer(policy := Policy(model), policy.to(box.device), 1.0)
     found = [(scorer.logprobs(one) - one.engine_logprobs)[one.response_mask].abs()
              for one in packed(groups, 16_384, box.device)]
