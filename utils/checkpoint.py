@@ -1,5 +1,5 @@
 """Checkpoints: `<output_dir>/checkpoints/step_N/` with `hf/` (for transformers and vLLM), `state/` (for resuming) and
-`manifest.json`: the run it belongs to, and size and hash of every file.
+`manifest.json` (manifest.py): the run it belongs to, and size and hash of every file.
 
 A checkpoint is written under a temporary name, forced to the disk and renamed when it is whole; `latest` names it after
 that. Whatever moment a run is killed at, `latest` names a whole checkpoint. What is damaged later is found by the
@@ -7,7 +7,6 @@ manifest, before anything is loaded.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.actor import Actor
 from utils.data import fingerprint
+from utils.manifest import damage, force_to_disk, write_manifest
 from utils.run import distributed, watchdog
 from utils.run.errors import require
 from utils.run.output_dir import plain, writing
@@ -102,44 +102,7 @@ def offer(folder: Path, besides: str = "") -> str:
     return "" if step is None else f"; the newest other one is step_{step}, resume it with --resume_step {step}"
 
 
-# ----- what is in a checkpoint -----
-
-
-def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-
-
-def hash_of(path: Path) -> str:
-    watchdog.progress()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def damage(folder: Path, with_hashes: bool) -> str | None:
-    """What is wrong with the checkpoint in `folder`, in words; None where its files are those of its manifest."""
-    if not folder.is_dir():
-        return "there is no such checkpoint"
-    try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "manifest.json is missing or damaged"
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, and had {size}"
-        if with_hashes and hash_of(path) != digest:
-            return f"{name} is not what was written (its hash differs)"
-    return None
-
-
-def force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# ----- writing and reading one -----
 
 
 def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase, run: Mapping[str, Any],
@@ -156,12 +119,8 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
             partial.mkdir(parents=True)
         distributed.barrier()
         write(partial, actor, tokenizer)
+        write_manifest(partial, step, run)
         if distributed.is_main():
-            files = {str(path.relative_to(partial)): [path.stat().st_size, hash_of(path)] for path in files_in(partial)}
-            manifest = {"step": step, "run": run, "files": files}
-            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in (*partial.rglob("*"), partial):
-                force_to_disk(path)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             write_latest(folder, step)

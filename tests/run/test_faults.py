@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.launching import ROOT, launch, survivors, wait_for
-from utils import checkpoint
+from utils import manifest
 from utils.run.errors import BadInput
 from utils.run.output_dir import check_output_dir, lock_output_dir, writing
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_and_no_half_of_
     assert line.startswith(f"stopped: {folder}/step_") and "cannot be written: " in line and "--resume goes on" in line
     [whole] = folder.glob("*step_*")
     assert (folder / "latest").read_text().strip() == whole.name != Path(line.split()[1]).name
-    assert checkpoint.damage(whole, with_hashes=True) is None
+    assert manifest.damage(whole, with_hashes=True) is None
 
 
 def for_sft(flags: dict) -> dict:

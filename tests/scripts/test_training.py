@@ -16,6 +16,7 @@ from tests.helpers.launching import evaluation_lines, launch, start, succeed, su
 from tests.helpers.models import own_loss
 from training import r3, stage, uft
 from utils.data import load_problems, problems_of_step
+from utils.manifest import damage, files_in
 from utils.prompts import encode
 from utils.run import processes
 
@@ -125,6 +126,9 @@ def test_run_folder_has_the_files_of_the_contract(uft_run, uft_flags):
     for name in ("step_2", "step_4"):
         assert (checkpoints / name / "hf" / "model.safetensors").is_file()
         assert any((checkpoints / name / "state").iterdir())
+        files = json.loads((checkpoints / name / "manifest.json").read_text())["files"]
+        assert list(files) == sorted(str(path.relative_to(checkpoints / name)) for path in files_in(checkpoints / name))
+        assert damage(checkpoints / name, with_hashes=True) is None
 
 
 def test_hints_are_those_of_the_schedule_and_end_with_it(uft_run, uft_flags, base_model, countdown_data):

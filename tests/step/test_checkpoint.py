@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers.launching import ROOT, start, succeed, training_lines
+from tests.helpers.launching import ROOT, launch_words, start, succeed, training_lines
 from tests.helpers.models import make_problem
 from utils import checkpoint
 from utils.actor import weights_only
-from utils.checkpoint import damage, describe_run, differences, files_in, find, hash_of, superfluous
+from utils.checkpoint import describe_run, differences, find, superfluous
+from utils.manifest import damage, files_in, hash_of
 from utils.run import watchdog
 from utils.run.errors import BadInput
 from utils.run.output_dir import lock_output_dir
@@ -196,6 +197,23 @@ def test_a_run_that_went_back_keeps_the_checkpoints_it_writes(tmp_path, base_mod
     succeed(start("training/sft.py", flags | again | {"keep_last": 1, "total_steps": 5}))
     assert [path.name for path in folder.glob("step_*")] == ["step_5"]
     assert [line["step"] for line in training_lines(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+# ----- the manifest -----
+
+
+@pytest.mark.slow
+def test_every_rank_tells_of_its_own_files_which_the_first_may_not_see_yet(tmp_path):
+    stages = ["stage0", "stage1", "stage2", "stage3", "bfloat16-stage0", "bfloat16-stage2", "bfloat16-stage3"]
+    succeed(launch_words("tests/workers/manifest_worker.py", [str(tmp_path), *stages], num_processes=2))
+    for name in stages:
+        folder = tmp_path / name
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        assert set(files) == {str(path.relative_to(folder)) for path in files_in(folder)}
+        assert damage(folder, with_hashes=True) is None
+        of_first, of_second = json.loads((tmp_path / f"{name}.json").read_text())["hashed"]
+        assert sorted(of_first + of_second) == sorted(path.name for path in files_in(folder))
+        assert all("_pp_rank_1_" in one for one in of_second) and bool(of_second) == (not name.endswith("0"))
 
 
 # ----- one run a folder -----

@@ -1,0 +1,72 @@
+"""`manifest.json` of a checkpoint: the run it belongs to, and size and hash of every file."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.run import distributed, watchdog
+
+NAME = "manifest.json"
+OF_RANK = re.compile(r"_pp_rank_(\d+)_")  # in the names of DeepSpeed's files; those without are the first rank's
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Those that this rank has written. Those of another machine may not be seen here yet."""
+    ranks = {path: OF_RANK.search(path.name) for path in files_in(folder)}
+    return [path for path, found in ranks.items() if (int(found[1]) if found else 0) == distributed.rank()]
+
+
+def hash_of(path: Path) -> str:
+    watchdog.progress()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
+    """Force the files in `folder` to the disk, and write their manifest. All ranks call together, each sees to its own.
+    """
+    mine = {}
+    for path in own_files(folder):
+        mine[str(path.relative_to(folder))] = [path.stat().st_size, hash_of(path)]
+        force_to_disk(path)
+    of_ranks = distributed.gather([mine])
+    if distributed.is_main():
+        files = dict(sorted((name, facts) for part in of_ranks for name, facts in part.items()))
+        (folder / NAME).write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1) + "\n")
+        for path in (folder / NAME, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+            force_to_disk(path)
+
+
+def damage(folder: Path, with_hashes: bool) -> str | None:
+    """What is wrong with the checkpoint in `folder`, in words; None where its files are those of its manifest."""
+    if not folder.is_dir():
+        return "there is no such checkpoint"
+    try:
+        files = json.loads((folder / NAME).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{NAME} is missing or damaged"
+    for name, (size, digest) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, and had {size}"
+        if with_hashes and hash_of(path) != digest:
+            return f"{name} is not what was written (its hash differs)"
+    return None
+
+
+def force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
