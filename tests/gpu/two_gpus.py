@@ -1,6 +1,7 @@
 """What takes two GPUs: the same update on one and on two, vLLM in two processes, two runs beside each other."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -43,6 +44,7 @@ def two_parity(box: Box) -> Iterator[Figure]:
 def two_vllm(box: Box) -> Iterator[Figure]:
     """tests/inference/test_vllm_engine.py: an engine in each of two processes, and one for both (tensor parallel)."""
     seen = Seen()
+    os.environ["SHOW_GPUS"] = "1"  # tests/conftest.py hides them
     status = pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests/inference/test_vllm_engine.py")],
                          plugins=[seen])
     yield at_least("tests", len(seen.collected), 1)

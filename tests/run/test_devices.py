@@ -176,6 +176,29 @@ def test_cores_are_divided_over_the_processes_of_a_machine(machine, monkeypatch,
     assert given == ([] if expected is None else [expected])
 
 
+# ----- what DeepSpeed says -----
+
+ON_A_GPU_WITHOUT_NVCC = """
+import torch
+torch.cuda.is_available, torch.cuda.device_count, torch.version.cuda = lambda: True, lambda: 1, "13.0"
+import deepspeed.ops
+from deepspeed.comm.torch import build_shm_op
+from utils.run import processes
+assert deepspeed.accelerator.get_accelerator().device_name() == "cuda" and build_shm_op() is None
+if {probe}:
+    deepspeed.ops.__compatible_ops__
+"""
+
+
+@pytest.mark.slow
+def test_deepspeed_does_not_warn_of_ops_that_nobody_asked_for():
+    """Each rank would, of every op that needs nvcc, if something looked at the list of what can be built."""
+    own = {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": None, "CUDA_HOME": "/nowhere", "PYTHONPATH": str(ROOT)}
+    said = [succeed(run([sys.executable, "-c", ON_A_GPU_WITHOUT_NVCC.format(probe=probe)], **own)).stdout
+            for probe in (False, True)]
+    assert said[0] == "" and said[1].count("compatibility check failed") > 3  # else this would show nothing
+
+
 # ----- tests -----
 
 
