@@ -90,6 +90,7 @@ def main(args: Args) -> None:
         def from_engine(engine_name: str) -> Callable[[int, int], int]:
             engine = load_engine(engine_name, name, tokenizer, dtype, device, max_length=longest, tp_size=1,
                                  kv_cache_gb=args.kv_cache_gb, memory_fraction=0.3)
+            engine.sync()  # compares itself with the model, and takes what is slower where it must
             engine.eos_ids = torch.tensor(ends, dtype=torch.long, device=device) if engine_name == "torch" else ends
 
             def run(samples: int, tokens: int) -> int:

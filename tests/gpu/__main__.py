@@ -42,7 +42,7 @@ def main(args: Args) -> int:
             print(f"{one.number:>2} {one.name:<14} {one.seconds:>4} s  needs {', '.join(one.needs) or 'nothing':<20} "
                   f"{one.about}")
         return 0
-    machine, start = ask(sys.executable), time.monotonic()
+    machine, start = ask(), time.monotonic()
     print(one_line(machine), flush=True)
     if machine["reason"]:
         print(f"FAIL: there is a card, and CUDA cannot use it: {machine['reason']}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.bench.shapes import QWEN, config_of, random_model
 from tests.bench.workload import groups_of
-from tests.gpu.checks import Box, Figure, check, goal, note
+from tests.gpu.checks import Box, Figure, at_most, check, note
 from tests.gpu.heads import packed
 from utils import actor as actor_module
 from utils.actor import Actor
@@ -47,7 +47,7 @@ def accumulation(box: Box) -> Iterator[Figure]:
                 exact = sum(gradient(actor, [one]).double() for one in micro_batches)
                 yield note(f"stage {stage}, all in one: error", error(gradient(actor, whole), exact))
             found = error(gradient(actor, micro_batches), exact)
-            yield goal(f"stage {stage}, {name}: error", found, limit, is_at_most=True)
+            yield at_most(f"stage {stage}, {name}: error", found, limit)
             del actor
             gc.collect()
 

@@ -45,12 +45,11 @@ def equal(name: str, value: Any, expected: Any) -> Figure:
     return Figure(name, value, f"= {expected}", _verdict(value == expected))
 
 
-def goal(name: str, value: float, bound: float | None, is_at_most: bool = False) -> Figure:
-    """What we would like to reach."""
+def goal(name: str, value: float, bound: float | None) -> Figure:
+    """What we would like to reach at least."""
     if bound is None:
         return note(name, value)
-    reached = value <= bound if is_at_most else value >= bound
-    return Figure(name, value, f"goal {'<=' if is_at_most else '>='} {bound:g}", OK if reached else MISSED)
+    return Figure(name, value, f"goal {bound:g}", OK if value >= bound else MISSED)
 
 
 def _verdict(holds: bool) -> str:
@@ -130,8 +129,8 @@ def reason_to_skip(one: Check, machine: dict[str, Any], is_named: bool) -> str |
         return None if one.cpu == "quick" or is_named else f"its CPU form takes long: python -m tests.gpu {one.name}"
     if "two_gpus" in one.needs and len(cards) < 2:
         return "needs two GPUs"
-    if "sm80" in one.needs and tuple(cards[0]["capability"]) < (8, 0):
-        return f"needs capability 8.0, the card has {'.'.join(map(str, cards[0]['capability']))}"
+    if "sm80" in one.needs and tuple(map(int, cards[0]["capability"].split("."))) < (8, 0):
+        return f"needs capability 8.0, the card has {cards[0]['capability']}"
     return None
 
 

@@ -43,6 +43,7 @@ def two_parity(box: Box) -> Iterator[Figure]:
 @check(14, "two_vllm", seconds=180, needs=("two_gpus", "vllm", "deepspeed"))
 def two_vllm(box: Box) -> Iterator[Figure]:
     """tests/inference/test_vllm_engine.py: an engine in each of two processes, and one for both (tensor parallel)."""
+    os.environ["SHOW_GPUS"] = "1"  # to these tests: others hide them
     seen = Seen()
     os.environ["SHOW_GPUS"] = "1"  # tests/conftest.py hides them
     status = pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests/inference/test_vllm_engine.py")],
