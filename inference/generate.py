@@ -5,9 +5,10 @@
 
 Prints the prompt (dim), the hint (yellow) and the responses (green) one after another. With --data there is the
 verifier's verdict on each, how many are correct, and the reference answer. The samples are those of eval.py with the
-same --num_samples, --temperature and --seed, and at temperature 0 the response is its greedy one. With --logprobs the
-tokens that the model was unsure of are red and underlined, and listed with their probabilities. Colours are left out
-where the output is no terminal, or NO_COLOR is set. Control characters in a text are shown as escapes.
+same --num_samples, --temperature and --seed (but not with --engine deepspeed, whose draws depend on what else is in a
+batch), and at temperature 0 the response is its greedy one. With --logprobs the tokens that the model was unsure of are
+red and underlined, and listed with their probabilities. Colours are left out where the output is no terminal, or
+NO_COLOR is set. Control characters in a text are shown as escapes.
 
 Text appears in pieces while it is generated, not token by token: an engine returns whole responses only. It is asked
 for FIRST_LIMIT tokens, then for GROWTH times as many, and so on; what is new is printed. That is exact, since a sample
@@ -39,7 +40,7 @@ from utils.run import distributed, processes
 from utils.run.cli import run_script
 from utils.run.errors import BadInput, Fraction, NotNegative, Positive, check_ranges, require
 from utils.run.terminal import DIM, GREEN, YELLOW, paint
-from utils.setup.inputs import load_inputs
+from utils.setup.inputs import evaluation_chat, load_inputs
 from utils.types import Engine, Problem, Prompt, Rollout, Sampling
 
 FIRST_LIMIT = 8  # tokens that are waited for before there is anything to read
@@ -65,8 +66,11 @@ class Args:
     max_prompt_length: Positive[int] = 512  # tokens of prompt and hint
     max_response_length: Positive[int] = 512  # tokens
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
+    chat_template: str = "run"  # that of the run that the model is a checkpoint of; else none, model or a jinja FILE
+    system_prompt: str = ""  # with a chat template: the turn before the user's, if it is not that of the run
+    think: bool = True  # with --no_think the template is told enable_thinking=False, if it knows that
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
-    engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
+    engine: Literal["auto", "torch", "vllm", "deepspeed"] = "auto"  # what generates; auto: vllm with CUDA, else torch
     kv_cache_gb: Positive[float] = 1.0  # memory for keys and values while generating, GiB (vllm: on a CPU only)
     engine_memory_fraction: Fraction = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
 
@@ -172,6 +176,7 @@ def main(args: Args) -> None:
         model=args.model, data="", splits=(), max_prompt_length=args.max_prompt_length, eval_problems=0, bos=args.bos,
         max_response_length=args.max_response_length, skip_long_prompts=False, may_be_unreachable=False,
         engine=args.engine, engine_memory_fraction=args.engine_memory_fraction,
+        **evaluation_chat(args.model, args.chat_template, args.system_prompt, args.think),
     )
     tokenizer = inputs.tokenizer
     prompt = checked_prompt(args, problem, inputs.prompts)
@@ -187,7 +192,8 @@ def main(args: Args) -> None:
 
     engine = load_engine(inputs.engine, args.model, tokenizer, resolve_dtype(args.dtype, device), device,
                          max_length=args.max_prompt_length + args.max_response_length, tp_size=1,
-                         kv_cache_gb=args.kv_cache_gb, memory_fraction=args.engine_memory_fraction)
+                         kv_cache_gb=args.kv_cache_gb, memory_fraction=args.engine_memory_fraction,
+                         end_ids=inputs.prompts.end_ids)
     unsure_below = args.unsure_below if args.logprobs else 0.0
     scores, responses = [], growing(engine, prompt, args)
     for sample in range(args.num_samples):

@@ -11,7 +11,9 @@ vllm       inference/vllm_engine.py: vLLM in the training process, weights strea
 deepspeed  inference/deepspeed_engine.py: DeepSpeed's own rollout, transformers' generate on the sharded module.
 """
 
+from collections.abc import Collection
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -131,17 +133,23 @@ def load_engine(
     kv_cache_gb: float,
     tp_size: int,
     memory_fraction: float,
+    end_ids: Collection[int] = (),
 ) -> Engine:
-    """The engine `name` ("torch" or "vllm") with the weights of `model`, a folder or Hugging Face name, as they are."""
-    ends = eos_ids(tokenizer, load_generation_config(model).eos_token_id)
+    """The engine `name` with the weights of `model`, a folder or Hugging Face name, as they are. `end_ids` end its
+    responses, too."""
+    ends = eos_ids(tokenizer, load_generation_config(model, end_ids).eos_token_id)
     if name == "vllm":
         from inference.vllm_engine import VLLMEngine
 
         return VLLMEngine(model, dtype, ends, max_length=max_length, kv_cache_gb=kv_cache_gb,
                           memory_fraction=memory_fraction, tp_size=tp_size)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").eval().to(device)
+    if name == "deepspeed":
+        from inference.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(SimpleNamespace(model=loaded, device=device), tokenizer, ends, kv_cache_gb)
     from inference.torch_engine import TorchEngine
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
-    engine = TorchEngine(loaded.eval().to(device), ends, kv_cache_gb, max_length=max_length)
+    engine = TorchEngine(loaded, ends, kv_cache_gb, max_length=max_length)
     engine.check()
     return engine

@@ -6,11 +6,12 @@ one data set is the number that training logs.
 Prints the first prompt of every model and data set, and at the end the table. Writes, after each of these pairs:
 
 results.json      {"args", "results", "runs"}: the results of the first pair, and those of all as a list of {"model",
-                  "data", "max_prompt_length", "max_response_length", "left_out" (problems with long prompts),
-                  "results"}. Results have for each data_source: n (problems), accuracy, its 95 % interval
-                  accuracy_low to accuracy_high, format, reward, response_tokens, truncated, and how often the
-                  verifier gave each reason. With --num_samples n, accuracy is mean@n (the mean over problems and
-                  samples), and there are pass@k, pass@k_low, pass@k_high for k = 1, 2, 4, .. and n.
+                  "data", "max_prompt_length", "max_response_length", "chat_template", "system_prompt", "think",
+                  "left_out" (problems with long prompts), "results"}. Results have for each data_source: n
+                  (problems), accuracy, its 95 % interval accuracy_low to accuracy_high, format, reward,
+                  response_tokens, truncated, and how often the verifier gave each reason. With --num_samples n,
+                  accuracy is mean@n (the mean over problems and samples), and there are pass@k, pass@k_low,
+                  pass@k_high for k = 1, 2, 4, .. and n.
 responses.jsonl   every response with its model, data, prompt and verdict.
 """
 
@@ -33,7 +34,7 @@ from utils.run import distributed, processes
 from utils.run.cli import run_script
 from utils.run.errors import Fraction, Minutes, NotNegative, Positive, check_ranges, require
 from utils.run.output_dir import check_output_dir
-from utils.setup.inputs import evaluation_lengths, load_inputs
+from utils.setup.inputs import evaluation_chat, evaluation_lengths, load_inputs
 from utils.setup.plan import evaluation_memory, print_plan
 from utils.types import Sampling
 
@@ -51,8 +52,11 @@ class Args:
     max_response_length: NotNegative[int] = 0  # tokens; 0: as above, which gives the number that training logged
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
+    chat_template: str = "run"  # that of the run that the model is a checkpoint of; else none, model or a jinja FILE
+    system_prompt: str = ""  # with a chat template: the turn before the user's, if it is not that of the run
+    think: bool = True  # with --no_think the template is told enable_thinking=False, if it knows that
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
-    engine: Literal["auto", "torch", "vllm"] = "auto"  # what generates; auto: vllm with CUDA, else torch
+    engine: Literal["auto", "torch", "vllm", "deepspeed"] = "auto"  # what generates; auto: vllm with CUDA, else torch
     kv_cache_gb: Positive[float] = 8.0  # keys and values while generating, GiB per process (vllm: on a CPU only)
     engine_memory_fraction: Fraction = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
     tp_size: Positive[int] = 1  # vllm: processes that share an engine (tensor parallel)
@@ -68,13 +72,14 @@ def main(args: Args) -> None:
     check_ranges(args)
     lengths = {model: evaluation_lengths(model, args.max_prompt_length, args.max_response_length)
                for model in args.model}
+    chats = {model: evaluation_chat(model, args.chat_template, args.system_prompt, args.think) for model in args.model}
     all_inputs = {
         (model, data): load_inputs(
             model=model, data=data, splits=("test",), max_prompt_length=lengths[model][0],
             max_response_length=lengths[model][1], eval_problems=args.eval_problems,
             skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
             engine=args.engine, engine_memory_fraction=args.engine_memory_fraction, tp_size=args.tp_size,
-            temperature=args.temperature,
+            temperature=args.temperature, **chats[model],
         )
         for model in args.model for data in args.data
     }
@@ -114,8 +119,8 @@ def main(args: Args) -> None:
         tokenizer, (prompt_length, response_length, _) = all_inputs[name, args.data[0]].tokenizer, lengths[name]
         engine = load_engine(
             all_inputs[name, args.data[0]].engine, name, tokenizer, dtype, device,
-            max_length=prompt_length + response_length, kv_cache_gb=args.kv_cache_gb,
-            tp_size=args.tp_size, memory_fraction=args.engine_memory_fraction,
+            max_length=prompt_length + response_length, kv_cache_gb=args.kv_cache_gb, tp_size=args.tp_size,
+            memory_fraction=args.engine_memory_fraction, end_ids=all_inputs[name, args.data[0]].prompts.end_ids,
         )
         for data in args.data:
             inputs = all_inputs[name, data]
@@ -127,7 +132,7 @@ def main(args: Args) -> None:
             results = {data_source: results_of(part, args.num_samples)
                        for data_source, part in by_data_source(responses).items()}
             runs.append({"model": name, "data": data, "max_prompt_length": prompt_length,
-                         "max_response_length": response_length, "left_out": inputs.left_out["test"],
+                         "max_response_length": response_length, **chats[name], "left_out": inputs.left_out["test"],
                          "results": results})
             with (output_dir / "responses.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps({"model": name, "data": data} | asdict(one), ensure_ascii=False) + "\n"

@@ -66,6 +66,9 @@ class Args:
     max_response_length: Positive[int] = 1024  # tokens
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
+    chat_template: str = "none"  # prompts are a user's turn in: the tokenizer's (model), or that of a jinja FILE
+    system_prompt: str = ""  # with chat_template: the turn before it
+    think: bool = True  # with --no_think the template is told enable_thinking=False, if it knows that
     temperature: Positive[float] = 1.0  # of sampling, and of the log-probabilities in the losses
 
     # loss
@@ -120,9 +123,9 @@ def main(args: Args) -> None:
     device = processes.start(args.output_dir, args.timeout_minutes)
     dtype = resolve_dtype(args.dtype, device)
     actor = Actor(
-        load_model(args.model, dtype), betas=(args.beta1, args.beta2), weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm, temperature=args.temperature, zero_stage=args.zero_stage,
-        offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
+        load_model(args.model, dtype, plan.prompts.end_ids), betas=(args.beta1, args.beta2),
+        weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=args.temperature,
+        zero_stage=args.zero_stage, offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
     )
     reference = None
     if args.kl_coef > 0:

@@ -63,6 +63,9 @@ class Args:
     max_length: Positive[int] = 1024  # tokens of prompt and demonstration; longer ones are left out, with a count
     skip_long_prompts: bool = False  # leave out problems whose prompt is too long instead of stopping
     bos: bool = True  # begin prompts with the tokenizer's beginning-of-sequence token, if it has one (Llama)
+    chat_template: str = "none"  # prompts are a user's turn in: the tokenizer's (model), or that of a jinja FILE
+    system_prompt: str = ""  # with chat_template: the turn before it
+    think: bool = True  # with --no_think the template is told enable_thinking=False, if it knows that
 
     # optimiser
     lr: Positive[float] = 1e-5  # peak learning rate of AdamW
@@ -112,7 +115,7 @@ def main(args: Args) -> None:
 
     device = processes.start(args.output_dir, args.timeout_minutes)
     actor = Actor(
-        load_model(args.model, resolve_dtype(args.dtype, device)), betas=(args.beta1, args.beta2),
+        load_model(args.model, resolve_dtype(args.dtype, device), plan.prompts.end_ids), betas=(args.beta1, args.beta2),
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=1.0, zero_stage=args.zero_stage,
         offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
     )

@@ -1,5 +1,6 @@
 """What is loaded of a pretrained model, a folder or name of the Hugging Face hub: weights, and how it generates."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from utils.run import devices, watchdog
 from utils.run.errors import BadMachine, require
 
 
-def load_generation_config(model: str) -> GenerationConfig:
-    """Of a folder or Hugging Face name: its own, or what its config implies. Where it has values of sampling without
-    do_sample, as older models do, it gets that too: transformers saves no config that contradicts itself.
+def load_generation_config(model: str, end_ids: Collection[int] = ()) -> GenerationConfig:
+    """Of a folder or Hugging Face name: its own, or what its config implies; `end_ids` join those that end a response.
+    Where it has values of sampling without do_sample, as older models do, it gets that too: transformers saves no
+    config that contradicts itself.
 
     Raises:
         BadInput: the file is there and cannot be read.
@@ -28,6 +30,9 @@ def load_generation_config(model: str) -> GenerationConfig:
         config.validate(strict=True)
     except ValueError:
         config.do_sample = True
+    if end_ids:
+        own = config.eos_token_id
+        config.eos_token_id = sorted({*end_ids, *([own] if isinstance(own, int) else own or [])})
     return config
 
 
@@ -46,8 +51,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
 
 
-def load_model(model: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(model: str, dtype: torch.dtype, end_ids: Collection[int] = ()) -> PreTrainedModel:
+    """The model; `end_ids` end its responses, too, here and wherever it is loaded from a checkpoint."""
     watchdog.phase("loading the model")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
-    loaded.generation_config = load_generation_config(model)
+    loaded.generation_config = load_generation_config(model, end_ids)
     return loaded if torch.cuda.is_available() else use_onednn(loaded)  # with CUDA it goes to a GPU

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from utils.chat import ChatTemplate
 from utils.types import Problem, Prompt
 
 
@@ -23,7 +24,7 @@ def solution_slices(solution: Sequence[str], slices_max: int) -> list[str]:
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the raw text: no chat template, no special tokens added."""
+    """Token ids of the text as it is: no special tokens added."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -34,19 +35,35 @@ def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 @dataclass(frozen=True)
 class PromptBuilder:
     """Turns problems into what the model is given, of at most `max_length` tokens; with `bos` it begins with the
-    tokenizer's beginning-of-sequence token, where there is one."""
+    tokenizer's beginning-of-sequence token, where there is one. A chat template writes its own, or none."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     bos: bool
+    chat: ChatTemplate | None = None
 
     @property
     def start_ids(self) -> list[int]:
         """The ids before the text of a prompt."""
-        return [self.tokenizer.bos_token_id] if self.bos and self.tokenizer.bos_token_id is not None else []
+        has_bos = self.bos and self.chat is None and self.tokenizer.bos_token_id is not None
+        return [self.tokenizer.bos_token_id] if has_bos else []
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a demonstration."""
+        return self.tokenizer.eos_token_id if self.chat is None else self.chat.end_id
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end a response where a chat template says so, besides those of the model's generation config."""
+        return frozenset() if self.chat is None else frozenset([self.tokenizer.eos_token_id, self.end_id])
+
+    def text(self, problem: Problem) -> str:
+        """The text of its prompt, after `start_ids`."""
+        return problem.prompt if self.chat is None else self.chat.prompt(problem.prompt)
 
     def encode(self, problem: Problem) -> list[int]:
-        return self.start_ids + encode(problem.prompt, self.tokenizer)
+        return self.start_ids + encode(self.text(problem), self.tokenizer)
 
     def build(self, problem: Problem, hint: Sequence[str] = ()) -> Prompt:
         """The prompt of `problem`, followed by the slices of `hint` as far as they fit: whole slices are left out, the
@@ -60,11 +77,11 @@ class PromptBuilder:
         return Prompt(problem, prompt_ids, [], 0)
 
     def demonstration(self, problem: Problem) -> Prompt:
-        """The whole reference as a hint: the demonstration and an end-of-sequence token follow the prompt."""
-        ids = [*encode(problem.demonstration, self.tokenizer), self.tokenizer.eos_token_id]
+        """The whole reference as a hint: the demonstration and `end_id` follow the prompt."""
+        ids = [*encode(problem.demonstration, self.tokenizer), self.end_id]
         return Prompt(problem, self.encode(problem), ids, len(problem.solution))
 
     def printable(self, problem: Problem) -> tuple[str, int]:
         """The prompt as the model gets it, in quotes, and its number of tokens."""
         start = self.tokenizer.bos_token if self.start_ids else ""
-        return repr(start + problem.prompt), len(self.encode(problem))
+        return repr(start + self.text(problem)), len(self.encode(problem))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inference import generate
 from inference.generate import Args, growing
 from inference.hybrid_engine import load_engine
+from tests.helpers import chat
 from tests.helpers.launching import run, succeed, to_words
 from tests.helpers.models import CPU, make_problem
 from utils.data import load_problems
@@ -301,6 +302,21 @@ def test_in_a_pipe_there_is_text_alone_in_its_encoding(base_model):
     assert len(responses_in(shown)) == 2 and shown.count("    mean log-probability -") == 2
 
 
+def test_the_deepspeed_engine_says_greedily_what_ours_says(call, countdown_data):
+    shown = {name: call(data=str(countdown_data), index=9, temperature=0.0, engine=name)
+             for name in ("torch", "deepspeed")}
+    assert "engine deepspeed (as --engine says)" in shown["deepspeed"]
+    assert responses_in(shown["deepspeed"]) == responses_in(shown["torch"]) != []
+    sampled = call(data=str(countdown_data), index=9, num_samples=3, engine="deepspeed")
+    assert len({text for text, _ in responses_in(sampled)}) == 3 and "rounding" not in sampled
+
+
+def test_a_chat_template_wraps_the_prompt(call, tmp_path):
+    (tmp_path / "mine.jinja").write_text(chat.CHATML)
+    shown = call(prompt="q <think> ", chat_template=str(tmp_path / "mine.jinja"), temperature=0.0)
+    assert "\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think> \n" in shown
+
+
 # ----- bad input -----
 
 
@@ -329,7 +345,9 @@ def test_in_a_pipe_there_is_text_alone_in_its_encoding(base_model):
     ("--prompt q --max_response_length 0", "--max_response_length 0", "greater than 0"),
     ("--prompt q --max_response_length 200", "--max_response_length 200", "exceeds the 192 positions"),
     ("--prompt q --model ./nowhere", "--model ./nowhere", "no such folder"),
-    ("--prompt q --engine deepspeed", "--engine", "torch"),
+    ("--prompt q --engine magic", "--engine", "deepspeed"),
+    ("--prompt q --chat_template model", "--chat_template model", "the tokenizer of --model has no chat template"),
+    ("--prompt q --system_prompt x", "--system_prompt 'x'", "needs a chat template"),
 ])
 def test_bad_input_is_told_before_a_model_loads(monkeypatch, capsys, base_model, countdown_data, words, flag, rule):
     def too_late(*_arguments, **_settings):

@@ -29,7 +29,7 @@ from utils.report.results import interval_over_problems, pass_at_k, pass_ks, res
 from utils.report.runs import wilson_interval
 from utils.run import processes, watchdog
 from utils.run.errors import BadInput
-from utils.setup.inputs import evaluation_lengths
+from utils.setup.inputs import evaluation_chat, evaluation_lengths
 from utils.types import Rollout, Sampling
 
 SAMPLES = 3
@@ -351,3 +351,35 @@ def test_problems_left_out_are_counted_aloud(call, tmp_path, models, data_sets):
     assert 0 < count < 32 and report["runs"][0]["left_out"] == count
     assert report["results"]["countdown"]["n"] == 32 - count
     assert f"{count} of 32 test problems left out: longer than --max_prompt_length" in shown
+
+
+# ----- chat templates -----
+
+
+def test_a_checkpoint_is_evaluated_with_the_chat_of_its_run(tmp_path):
+    model = tmp_path / "run" / "checkpoints" / "step_4" / "hf"
+    model.mkdir(parents=True)
+    none = {"chat_template": "none", "system_prompt": "", "think": True}
+    assert evaluation_chat(str(model), "run", "", True) == none  # no run
+    (tmp_path / "run" / "args.json").write_text('{"max_prompt_length": 96}')
+    assert evaluation_chat(str(model), "run", "", True) == none  # of an earlier version
+    for own, expected in (("none", "none"), ("model", "model"), ("gone/mine.jinja", "model")):
+        settings = {"chat_template": own, "system_prompt": "Be brief.", "think": False}
+        (tmp_path / "run" / "args.json").write_text(json.dumps(settings))
+        assert evaluation_chat(str(model), "run", "", True) == settings | {"chat_template": expected}
+        assert evaluation_chat(str(model), "run", "Be kind.", True)["system_prompt"] == "Be kind."
+        assert evaluation_chat(str(model), "none", "", True) == none
+        assert evaluation_chat(str(model), "mine.jinja", "", False) == {
+            "chat_template": "mine.jinja", "system_prompt": "", "think": False}
+
+
+# ----- engines -----
+
+
+def test_the_deepspeed_engine_gives_the_greedy_responses_of_ours(call, tmp_path, models, data_sets):
+    ours, our_lines, _ = call(tmp_path / "torch", model=models, data=data_sets[:1], engine="torch")
+    theirs, their_lines, shown = call(tmp_path / "deepspeed", model=models, data=data_sets[:1], engine="deepspeed")
+    assert [run["results"] for run in theirs["runs"]] == [run["results"] for run in ours["runs"]]
+    assert their_lines == our_lines and len(our_lines) == 24
+    assert "engine deepspeed (as --engine says)" in shown
+    assert ours["runs"][0]["results"] != ours["runs"][1]["results"]  # else this would show little

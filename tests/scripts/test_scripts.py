@@ -37,6 +37,7 @@ OWN_DEFAULTS = {
     "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},
     "max_prompt_length": dict.fromkeys((*RL, "sft"), 256) | {"eval": 0},  # eval: those of the checkpoint's run
     "max_response_length": dict.fromkeys((*RL, "sft"), 1024) | {"eval": 0},
+    "chat_template": dict.fromkeys((*RL, "sft"), "none") | {"eval": "run"},
     "engine_memory_fraction": dict.fromkeys((*RL, "sft"), 0.3) | {"eval": 0.8},  # eval: nothing else is on the GPU
 }
 
@@ -115,7 +116,7 @@ def test_flags_of_the_same_name_have_the_same_default_and_type():
             types.setdefault(field.name, set()).add(str(get_type_hints(script.Args)[field.name]))  # without its range
     different = {flag: of for flag, of in defaults.items() if len(set(of.values())) > 1}
     assert different == OWN_DEFAULTS
-    assert {flag for flag, kinds in types.items() if len(kinds) > 1} == {"model", "data", "engine"}  # eval: several
+    assert {flag for flag, kinds in types.items() if len(kinds) > 1} == {"model", "data"}  # eval: several
     assert types["model"] == types["data"] == {str(str), "tuple[str, ...]"}
 
 

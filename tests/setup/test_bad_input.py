@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig
 
+from tests.helpers import chat
 from tests.helpers.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
@@ -340,6 +341,41 @@ def test_broken_config(call, flags, base_model, tmp_path):
     shutil.copytree(base_model, tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "no such architecture"}')
     expect(call("uft", flags | {"model": tmp_path / "model"}), f"flag --model {tmp_path / 'model'}: config")
+
+
+# ----- --chat_template -----
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(("words", "rule"), [
+    ("--chat_template model", "flag --chat_template model: the tokenizer of --model has no chat template"),
+    ("--chat_template no/such.jinja", "flag --chat_template no/such.jinja: must be none, model or a jinja file"),
+    ("--chat_template BROKEN", "flag --chat_template BROKEN: the template fails (TemplateSyntaxError: "),
+    ("--chat_template NO_SYSTEM --system_prompt x", "flag --system_prompt 'x': the chat template refuses a system"),
+    ("--system_prompt x", "flag --system_prompt 'x': needs a chat template: --chat_template model, or a jinja file"),
+    ("--no_think", "flag --no_think: needs a chat template"),
+    ("--chat_template CHATML --no_think", "flag --no_think: the chat template knows no enable_thinking"),
+    ("--chat_template CHATML --max_prompt_length 60", "flag --max_prompt_length 60: "),
+])
+def test_chat_template_that_does_not_fit(call, flags, tmp_path, name, words, rule):
+    for mark, text in (("BROKEN", "{% for %}"), ("NO_SYSTEM", chat.NO_SYSTEM), ("CHATML", chat.CHATML)):
+        (tmp_path / mark).write_text(text)
+        words, rule = words.replace(mark, str(tmp_path / mark)), rule.replace(mark, str(tmp_path / mark))
+    expect(call(name, of_script(name, flags), *words.split()), rule)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_check_shows_the_turns_that_the_model_gets(call, flags, countdown_data, tmp_path, name):
+    (tmp_path / "mine.jinja").write_text(chat.HYBRID)
+    words = ("--chat_template", str(tmp_path / "mine.jinja"), "--system_prompt", "Be brief.", "--no_think")
+    flags = of_script(name, flags | {"max_prompt_length": 140, "max_response_length": 8,
+                                     "max_tokens_per_micro_batch": 512, "check": True})
+    status, plan, stderr = call(name, flags | ({"max_length": 190} if name == "sft" else {}), *words)
+    assert status == 0, stderr
+    first = load_problems(str(countdown_data), "test" if name == "eval" else "train")[0].prompt
+    turns = ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + first.removesuffix("\n<think> ")
+             + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n<think> ")
+    assert f"first prompt {' '.join(repr(turns).split())} " in plan
 
 
 # ----- --output_dir, --resume, --overwrite -----

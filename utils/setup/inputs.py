@@ -14,6 +14,7 @@ from transformers.utils import PushToHubMixin
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine
 from utils.attention import unknown_attention
+from utils.chat import MODEL, NONE, choose_template, read_template
 from utils.data import load_problems
 from utils.pretrained import load_generation_config
 from utils.prompts import PromptBuilder
@@ -55,7 +56,8 @@ def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     engine_memory_fraction: float, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0,
-    needs: tuple[str, ...] = (), tracker: str = "none", max_length: int = 0,
+    needs: tuple[str, ...] = (), tracker: str = "none", max_length: int = 0, chat_template: str = NONE,
+    system_prompt: str = "", think: bool = True,
 ) -> Inputs:
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer". `max_length`, where given, is that of the rows of
@@ -67,6 +69,7 @@ def load_inputs(
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
     check_tracker(tracker)
+    template = read_template(chat_template, system_prompt, think)
     engine, reason = choose_engine(engine, tp_size, sleep_level, temperature, engine_memory_fraction)
     if may_be_unreachable and not Path(model).is_dir():
         stop_asking_a_silent_hub()
@@ -86,6 +89,7 @@ def load_inputs(
         rows += [("--max_length", max_length, "exceeds", max_length)] if max_length else []
         for flag, value, exceeds, length in rows:
             require(length <= positions, flag, value, f"{exceeds} the {positions} positions of {model}")
+        chat = choose_template(tokenizer, chat_template, template, system_prompt, think)
         parts = config, load_generation_config(model), tokenizer
         if "train" in splits:
             check_savable(model, parts)
@@ -96,7 +100,7 @@ def load_inputs(
         loaded["test"] = loaded["test"][: eval_problems or None]
     prompts, left_out = None, {}
     if tokenizer is not None:
-        prompts = PromptBuilder(tokenizer, max_prompt_length, bos)
+        prompts = PromptBuilder(tokenizer, max_prompt_length, bos, chat)
         for split, problems in loaded.items():
             loaded[split], left_out[split] = check_prompt_lengths(problems, prompts, split, skip_long_prompts)
     return Inputs(prompts, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, left_out)
@@ -141,9 +145,8 @@ def evaluation_lengths(model: str, max_prompt_length: int, max_response_length: 
     if the model is a checkpoint of one; else DEFAULT_LENGTH, or half of the model's positions. In words, where they are
     from."""
     prompt, response, reason = DEFAULT_LENGTH, DEFAULT_LENGTH, "the defaults"
-    folder = Path(model).absolute()
-    run, config = folder.parents[min(2, len(folder.parents) - 1)] / "args.json", folder / "config.json"
-    if folder.name == "hf" and run.is_file():
+    run, config = file_of_run(model), Path(model) / "config.json"
+    if run is not None:
         settings = read_object(run)
         prompt, response = settings["max_prompt_length"], settings["max_response_length"]
         reason = f"those of its training, {run}"
@@ -155,6 +158,24 @@ def evaluation_lengths(model: str, max_prompt_length: int, max_response_length: 
     if max_prompt_length and max_response_length:
         reason = "as the flags say"
     return max_prompt_length or prompt, max_response_length or response, reason
+
+
+def evaluation_chat(model: str, chat_template: str, system_prompt: str, think: bool) -> dict[str, str | bool]:
+    """chat_template, system_prompt and think for `load_inputs` in an evaluation of `model`. Where the first is "run",
+    they are those of the run, if the model is a checkpoint of one, as far as the others are not given."""
+    run = file_of_run(model) if chat_template == "run" else None
+    own = {} if run is None else read_object(run)
+    if chat_template == "run":
+        chat_template = NONE if own.get("chat_template", NONE) == NONE else MODEL  # a file's is in the checkpoint
+    return {"chat_template": chat_template, "system_prompt": system_prompt or own.get("system_prompt", ""),
+            "think": think and own.get("think", True)}
+
+
+def file_of_run(model: str) -> Path | None:
+    """args.json of the run that `model` is a checkpoint of."""
+    folder = Path(model).absolute()
+    run = folder.parents[min(2, len(folder.parents) - 1)] / "args.json"
+    return run if folder.name == "hf" and run.is_file() else None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -196,8 +217,8 @@ def check_demonstration_lengths(
         BadInput: none fits.
     """
     parts = [prompts.tokenizer(texts, add_special_tokens=False)["input_ids"]
-             for texts in ([p.prompt for p in problems], [p.demonstration for p in problems])]
-    added = len(prompts.start_ids) + 1  # an end-of-sequence token
+             for texts in ([*map(prompts.text, problems)], [p.demonstration for p in problems])]
+    added = len(prompts.start_ids) + 1  # what ends it
     lengths = [added + len(prompt) + len(demonstration) for prompt, demonstration in zip(*parts, strict=True)]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
     if not fitting:
@@ -213,7 +234,7 @@ def check_prompt_lengths(
     Raises:
         BadInput: one does not fit and `skip` is not set, or none is left.
     """
-    texts = prompts.tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    texts = prompts.tokenizer([*map(prompts.text, problems)], add_special_tokens=False)["input_ids"]
     lengths = [len(prompts.start_ids) + len(ids) for ids in texts]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= prompts.max_length]
     num_long = len(problems) - len(fitting)

@@ -40,6 +40,9 @@ class Flags(Protocol):
     max_response_length: int
     skip_long_prompts: bool
     bos: bool
+    chat_template: str
+    system_prompt: str
+    think: bool
     max_tokens_per_micro_batch: int
     zero_stage: int
     offload: bool
@@ -170,7 +173,8 @@ def make_plan(
         skip_long_prompts=flags.skip_long_prompts, bos=flags.bos, may_be_unreachable=flags.check, engine=flags.engine,
         engine_memory_fraction=flags.engine_memory_fraction, tp_size=flags.tp_size, sleep_level=flags.sleep_level,
         temperature=temperature, needs=tuple(needs), tracker=flags.tracker,
-        max_length=0 if longest.responses else longest.prefix,
+        max_length=0 if longest.responses else longest.prefix, chat_template=flags.chat_template,
+        system_prompt=flags.system_prompt, think=flags.think,
     )
     problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
     if not longest.responses:
@@ -179,7 +183,9 @@ def make_plan(
             problems, _ = check_demonstration_lengths(problems, inputs.prompts, longest.prefix)
     check_batch(flags, longest, longest_is, len(problems))
     check_output_dir(flags.output_dir, flags.resume, flags.overwrite)
-    run = checkpoint.describe_run(vars(flags), inputs.problems, inputs.test_problems)
+    chat = inputs.prompts and inputs.prompts.chat
+    settings = vars(flags) | ({"chat_template": chat.fingerprint} if chat else {})
+    run = checkpoint.describe_run(settings, inputs.problems, inputs.test_problems)
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
     return Plan(flags, longest, inputs, problems, has_reference, run, start, changes)
