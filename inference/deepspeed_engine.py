@@ -37,7 +37,8 @@ def neutral_generation_config(model: PreTrainedModel, pad_id: int) -> Iterator[N
 
 
 class DeepSpeedEngine:
-    """Generates with the weights of `actor` (an Actor) where they are. `kv_cache_gb` bounds the batch."""
+    """Generates with the weights of `actor` (an Actor, or what else has a model and its device) where they are.
+    `kv_cache_gb` bounds the batch."""
 
     def __init__(self, actor, tokenizer: PreTrainedTokenizerBase, eos_ids: Iterable[int], kv_cache_gb: float):
         self.model = actor.model

@@ -143,13 +143,15 @@ def load_engine(
 
         return VLLMEngine(model, dtype, ends, max_length=max_length, kv_cache_gb=kv_cache_gb,
                           memory_fraction=memory_fraction, tp_size=tp_size)
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").eval().to(device)
     if name == "deepspeed":
         from inference.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(SimpleNamespace(model=loaded, device=device), tokenizer, ends, kv_cache_gb)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)  # with whatever attention it has
+        whole = SimpleNamespace(model=loaded.eval().to(device), device=device)
+        return DeepSpeedEngine(whole, tokenizer, ends, kv_cache_gb)
     from inference.torch_engine import TorchEngine
 
-    engine = TorchEngine(loaded, ends, kv_cache_gb, max_length=max_length)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    engine = TorchEngine(loaded.eval().to(device), ends, kv_cache_gb, max_length=max_length)
     engine.check()
     return engine

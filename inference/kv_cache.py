@@ -103,14 +103,14 @@ def deal(alive: np.ndarray, prefix_width: int, capacity: int) -> tuple[np.ndarra
 
 def cache_elements_of(config: PretrainedConfig) -> int:
     """Number of elements that one token takes in the KV cache, for any model of transformers."""
-    settings = config.get_text_config().to_dict()
-    heads = settings["num_attention_heads"]
-    head_dim = settings.get("head_dim") or settings["hidden_size"] // heads
+    config = config.get_text_config()
+    settings, heads = config.to_dict(), config.num_attention_heads  # GPT-2's and GPT-J's have other names for it
+    head_dim = settings.get("head_dim") or config.hidden_size // heads
     of_keys_and_values = 2 * (settings.get("num_key_value_heads") or heads) * head_dim
     if settings.get("kv_lora_rank"):  # DeepSeek's latent attention, whose keys and values are kept as they are used
         of_keys_and_values = heads * (
             settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"] + settings["v_head_dim"])
-    return settings["num_hidden_layers"] * of_keys_and_values
+    return config.num_hidden_layers * of_keys_and_values
 
 
 def max_batch(budget: int, prompt_length: int, response_length: int, group_size: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from tests.helpers.chat import CHATML, HEADERS, HYBRID, NO_SYSTEM, PLAIN, REASONER, SILENT, chat_tokenizer
+from tests.helpers.chat import CHATML, HEADERS, HYBRID, NO_SYSTEM, PLAIN, REASONER, SILENT, SPELLED, chat_tokenizer
 from tests.helpers.models import make_problem
 from utils.chat import choose_template, read_template
 from utils.prompts import PromptBuilder, decode, encode
@@ -88,7 +88,8 @@ def test_none_is_the_prompt_as_it_is():
 
 
 @pytest.mark.parametrize(("template", "end"), [
-    (CHATML, "<|im_end|>"), (HYBRID, "<|im_end|>"), (HEADERS, "<|eot|>"), (PLAIN, None)])
+    (CHATML, "<|im_end|>"), (HYBRID, "<|im_end|>"), (HEADERS, "<|eot|>"), (PLAIN, None),
+    (SPELLED, None)])
 def test_demonstrations_and_responses_end_with_the_turn(template, end):
     """Where no token says that a turn is over, the end of sequence does."""
     prompts = builder(template)

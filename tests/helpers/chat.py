@@ -33,6 +33,7 @@ PLAIN = """\
 {%- for message in messages %}{{- '### ' + message.role + '\\n' + message.content + '\\n\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '### assistant\\n' }}{%- endif %}
 """
+SPELLED = PLAIN.replace("message.content + '", "message.content + '### end ")  # an end that is no token
 
 
 def chat_tokenizer(template: str | None) -> Qwen2Tokenizer:

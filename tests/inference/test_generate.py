@@ -28,9 +28,9 @@ from utils.types import Rollout, Sampling
 LENGTHS = {"max_prompt_length": 64, "max_response_length": 48}
 
 
-def engine_of(model, tokenizer, name="torch"):
+def engine_of(model, tokenizer, name="torch", end_ids=()):
     return load_engine(name, str(model), tokenizer, torch.float32, CPU, max_length=sum(LENGTHS.values()),
-                       kv_cache_gb=0.1, tp_size=1, memory_fraction=0.5)
+                       kv_cache_gb=0.1, tp_size=1, memory_fraction=0.5, end_ids=end_ids)
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +309,28 @@ def test_the_deepspeed_engine_says_greedily_what_ours_says(call, countdown_data)
     assert responses_in(shown["deepspeed"]) == responses_in(shown["torch"]) != []
     sampled = call(data=str(countdown_data), index=9, num_samples=3, engine="deepspeed")
     assert len({text for text, _ in responses_in(sampled)}) == 3 and "rounding" not in sampled
+
+
+@pytest.mark.parametrize("name", ["torch", "deepspeed"])
+def test_the_ends_that_are_given_end_responses(base_model, tokenizer, countdown_data, name):
+    prompt = PromptBuilder(tokenizer, 64, True).build(load_problems(str(countdown_data), "test")[9])
+    [[whole]] = engine_of(base_model, tokenizer, name).generate([prompt], Sampling(1, 48, 0.0))
+    end = whole.response_ids[4]
+    first = whole.response_ids.index(end)
+    assert first < len(whole.response_ids) - 1
+    [[cut]] = engine_of(base_model, tokenizer, name, end_ids=[end]).generate([prompt], Sampling(1, 48, 0.0))
+    assert cut.response_ids == whole.response_ids[: first + 1] and cut.finish == "stop"
+
+
+def test_the_ends_of_the_template_reach_the_engine(call, monkeypatch, tokenizer, tmp_path):
+    def load(*_arguments, end_ids, **_settings):
+        raise RuntimeError(sorted(end_ids))
+
+    (tmp_path / "mine.jinja").write_text(chat.CHATML)
+    monkeypatch.setattr(generate, "load_engine", load)
+    for template, ends in (("none", []), (str(tmp_path / "mine.jinja"), [tokenizer.eos_token_id])):
+        with pytest.raises(RuntimeError, match=re.escape(str(ends))):
+            call(prompt="q", chat_template=template)
 
 
 def test_a_chat_template_wraps_the_prompt(call, tmp_path):

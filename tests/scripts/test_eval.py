@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import weakref
 from itertools import combinations
@@ -15,9 +16,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from inference import hybrid_engine
+from tests.helpers.chat import CHATML
 from tests.helpers.float64 import IN_FLOAT64
 from tests.helpers.launching import launch, succeed
 from tests.helpers.models import byte_tokenizer, make_problem, with_noise
@@ -373,6 +375,18 @@ def test_a_checkpoint_is_evaluated_with_the_chat_of_its_run(tmp_path):
             "chat_template": "mine.jinja", "system_prompt": "", "think": False}
 
 
+def test_the_ends_of_the_template_reach_the_engine(call, monkeypatch, tmp_path, models, data_sets):
+    def load(*_arguments, end_ids, **_settings):
+        raise RuntimeError(sorted(end_ids))
+
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    monkeypatch.setattr(eval_script, "load_engine", load)
+    eos = AutoTokenizer.from_pretrained(models[0]).eos_token_id
+    for name, template, ends in (("a", "none", []), ("b", str(tmp_path / "mine.jinja"), [eos])):
+        with pytest.raises(RuntimeError, match=re.escape(str(ends))):
+            call(tmp_path / name, model=models[:1], data=data_sets[:1], chat_template=template, max_prompt_length=128)
+
+
 # ----- engines -----
 
 
@@ -383,3 +397,24 @@ def test_the_deepspeed_engine_gives_the_greedy_responses_of_ours(call, tmp_path,
     assert their_lines == our_lines and len(our_lines) == 24
     assert "engine deepspeed (as --engine says)" in shown
     assert ours["runs"][0]["results"] != ours["runs"][1]["results"]  # else this would show little
+
+
+def test_a_model_with_an_attention_of_its_own_can_be_evaluated(call, tmp_path, base_model, data_sets):
+    """No other engine runs it here."""
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    torch.manual_seed(0)
+    model = GPTJForCausalLM(GPTJConfig(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=2, n_head=2,
+                                       rotary_dim=4, bos_token_id=None, eos_token_id=None)).eval()
+    model.save_pretrained(tmp_path / "gptj")
+    tokenizer.save_pretrained(tmp_path / "gptj")
+    settings = {"model": (str(tmp_path / "gptj"),), "data": data_sets[:1], "eval_problems": 3,
+                "max_response_length": 16}
+    with pytest.raises(BadInput, match="flag --engine torch: cannot run"):
+        call(tmp_path / "torch", engine="torch", **settings)
+    _, lines, _ = call(tmp_path / "deepspeed", engine="deepspeed", **settings)
+    for line in lines:
+        ids = torch.tensor([encode(line["prompt"], tokenizer)])
+        expected = model.generate(ids, max_new_tokens=16, do_sample=False, eos_token_id=tokenizer.eos_token_id,
+                                  pad_token_id=tokenizer.eos_token_id)
+        assert line["response"] == tokenizer.decode(expected[0, ids.shape[1]:])
+    assert len(lines) == 3

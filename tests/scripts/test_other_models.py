@@ -117,6 +117,13 @@ def test_sampling_values_without_do_sample_get_it(tmp_path, base_model):
     assert not load_generation_config(str(base_model)).do_sample
 
 
+@pytest.mark.parametrize(("own", "joined"), [(None, [5, 7]), (7, [5, 7]), ([9, 7], [5, 7, 9])])
+def test_the_ends_that_are_given_join_the_models_own(tmp_path, base_model, own, joined):
+    folder = str(with_generation_config(base_model, tmp_path / "model", eos_token_id=own))
+    assert load_generation_config(folder).eos_token_id == own
+    assert load_generation_config(folder, {5, 7}).eos_token_id == joined
+
+
 def test_a_damaged_generation_config_is_not_a_missing_one(tmp_path, base_model):
     folder = with_generation_config(base_model, tmp_path / "model")
     (folder / "generation_config.json").unlink()
