@@ -30,7 +30,7 @@ def check_supported(config: PretrainedConfig) -> None:
     elif rotary:
         reason = f"a model with rotary embeddings of type {', '.join(sorted(rotary))}"
     if reason is not None:
-        raise BadInput(f"flag --engine torch: cannot run {reason}; take --engine vllm, or deepspeed")
+        raise BadInput(f"flag --engine torch: cannot run {reason}; take --engine vllm or deepspeed")
 
 
 def rotary_types(config: PretrainedConfig) -> set[str]:

@@ -116,7 +116,7 @@ class TorchEngine:
             raise RunStopped(
                 f"the torch engine computes other log-probabilities than the model {self.model.name_or_path} itself: "
                 f"they differ by {difference:.2g} nats on average over a few tokens. It knows decoders that take "
-                "positions and attend by transformers' interface; take --engine vllm, or deepspeed"
+                "positions and attend by transformers' interface; take --engine vllm or deepspeed"
             )
 
     def sleep(self) -> None:
@@ -204,7 +204,7 @@ class TorchEngine:
             logits.append(self.decoder.prefill_rows(prefixes[prefill.rows], prefill))
         if not prefill.keys:
             raise RunStopped(f"the layers of a model of type {self.model.config.model_type} do not attend by "
-                             "transformers' interface: the torch engine cannot run it; take --engine vllm, or deepspeed")
+                             "transformers' interface: the torch engine cannot run it; take --engine vllm or deepspeed")
         padding = torch.arange(width, device=self.device) >= lengths[:, None]
         dtype = torch.promote_types(weight.dtype, torch.float)
         mask = torch.zeros(padding.shape, dtype=dtype, device=self.device).masked_fill(padding, -torch.inf)

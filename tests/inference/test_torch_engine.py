@@ -317,7 +317,7 @@ def test_without_a_replica_the_actors_weights_are_used_as_they_change():
 def test_a_model_that_the_engine_cannot_run_is_refused(config, reason):
     with pytest.raises(BadInput) as caught:
         check_supported(config)
-    assert str(caught.value) == f"flag --engine torch: cannot run {reason}; take --engine vllm, or deepspeed"
+    assert str(caught.value) == f"flag --engine torch: cannot run {reason}; take --engine vllm or deepspeed"
 
 
 def test_the_engine_itself_refuses_a_model_it_cannot_run():
