@@ -27,6 +27,7 @@ from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT, Score
 
 TIMEOUT = Score(0.0, False, "timeout")
 CRASHED = Score(0.0, False, "verifier crashed")
+RAISED = "verifier raised"  # how the reason begins where a verifier of the user's own has a fault
 VERDICTS = {"equal": CORRECT, "different": WRONG_RESULT, "unparsable": UNPARSABLE}
 
 COMMAND = (sys.executable, "-m", "rewards.worker")
@@ -37,11 +38,22 @@ MAX_WORKERS = 1_024  # each may take 2 GiB
 MAX_COMPARISONS = 2_000  # then a worker is replaced: its libraries' caches grow
 
 
+def has_failed(score: Score) -> bool:
+    """Whether the verifier, and not the answer, is what the score tells of."""
+    return score in (TIMEOUT, CRASHED) or score.reason.startswith(RAISED)
+
+
 class Comparison(NamedTuple):
-    """What a verifier leaves to the workers: two LaTeX texts."""
+    """What a verifier leaves to the workers: two LaTeX texts; or, for another `command` of workers than COMMAND, the
+    ground truth as JSON and the completion."""
 
     target: str
     answer: str
+    command: tuple[str, ...] = ()
+
+
+class WorkerRefuses(Exception):
+    """A worker that says, instead of "ready", why it cannot work."""
 
 
 class WorkerEnd(Exception):
@@ -62,15 +74,17 @@ class Worker:
         self.num_comparisons = 0
 
     def compare(self, comparison: Comparison) -> Score:
-        """RuntimeError: no worker can be started (it says why on stderr)."""
+        """RuntimeError: no worker can be started (it says why on stderr). WorkerRefuses: it says why in a line."""
         if self.process is None or self.process.poll() is not None or self.num_comparisons == MAX_COMPARISONS:
             self.stop()
             self.start()
         self.num_comparisons += 1
         try:
             with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.write(json.dumps([*comparison, self.time_limit]).encode() + b"\n")
-            return VERDICTS[json.loads(self.read_line(self.time_limit))]
+                request = [comparison.target, comparison.answer, self.time_limit]
+                self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            verdict = json.loads(self.read_line(self.time_limit))
+            return VERDICTS[verdict] if isinstance(verdict, str) else Score(*verdict)
         except WorkerEnd as end:
             self.stop()
             return TIMEOUT if end.late else CRASHED
@@ -86,10 +100,13 @@ class Worker:
         )
         self.num_comparisons = 0
         try:
-            self.read_line(START_LIMIT)  # "ready"
+            line = self.read_line(START_LIMIT)  # "ready", or {"refused": why}
         except WorkerEnd:
             self.stop()
             raise RuntimeError(f"a verifier process does not start: {' '.join(self.command)} (in {ROOT})") from None
+        if line.startswith(b"{"):
+            self.stop()
+            raise WorkerRefuses(json.loads(line)["refused"])
 
     def read_line(self, limit: float) -> bytes:
         """The worker's next line, within `limit` seconds."""
@@ -133,6 +150,15 @@ class Pool:
         finally:
             self.idle.put(worker)
 
+    def start_one(self) -> None:
+        """Start a worker, the one that `compare` takes first. Errors as of Worker.compare."""
+        worker = self.idle.get()
+        try:
+            if worker.process is None:
+                worker.start()
+        finally:
+            self.idle.put(worker)
+
     def compare_all(
         self, comparisons: Sequence[Comparison], on_progress: Callable[[], None] = lambda: None
     ) -> list[Score]:
@@ -153,6 +179,7 @@ class Pool:
 
 
 shared: Pool | None = None
+of_commands: dict[tuple[str, ...], Pool] = {}  # of workers other than COMMAND
 shared_lock = threading.Lock()
 
 
@@ -170,27 +197,38 @@ def compare_all(
     comparisons: Sequence[Comparison], on_progress: Callable[[], None] = lambda: None
 ) -> list[Score]:
     """The Scores of `comparisons`, in order, by the workers of this process; from any thread. `on_progress` is called
-    before each. ValueError: as for
-    `num_workers`, when the first is needed."""
+    before each. ValueError: as for `num_workers`, when the first is needed."""
+    by_command: dict[tuple[str, ...], list[Comparison]] = {}
+    for comparison in comparisons:
+        by_command.setdefault(comparison.command, []).append(comparison)
+    scores = {command: iter(pool_of(command).compare_all(of_command, on_progress))
+              for command, of_command in by_command.items()}
+    return [next(scores[comparison.command]) for comparison in comparisons]
+
+
+def pool_of(command: tuple[str, ...] = ()) -> Pool:
+    """The pool of this process with workers of `command`; without one, those of COMMAND."""
     global shared
-    if not comparisons:
-        return []
     with shared_lock:
-        if shared is None:
-            shared = Pool(num_workers())
-        pool = shared
-    return pool.compare_all(comparisons, on_progress)
+        if not command:
+            shared = shared or Pool(num_workers())
+            return shared
+        if command not in of_commands:
+            of_commands[command] = Pool(num_workers(), command=command)
+        return of_commands[command]
 
 
 def close_shared() -> None:
-    if shared is not None:
-        shared.close()
+    for pool in (shared, *of_commands.values()):
+        if pool is not None:
+            pool.close()
 
 
 def forget_workers() -> None:
     """In a forked child: the workers and their pipes are the parent's."""
     global shared, shared_lock
     shared, shared_lock = None, threading.Lock()
+    of_commands.clear()
 
 
 atexit.register(close_shared)

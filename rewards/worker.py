@@ -30,9 +30,8 @@ from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 
 from rewards.competition_math import split
+from rewards.limits import MAX_MEMORY, SPARE_SECONDS, limit_cpu_time, read_lines
 
-MAX_MEMORY = 2 * 1024**3  # bytes of address space
-SPARE_SECONDS = 3  # of processor time, after which the process ends though nobody stops it
 NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
 # Numbers, `from sympy import *`, and the arithmetic of exponents in sympy.polys.monomials: no other name, no attribute.
 HARMLESS = re.compile(
@@ -113,20 +112,6 @@ def main() -> None:
         target, answer, seconds = json.loads(lines.get())
         limit_cpu_time(seconds + SPARE_SECONDS)
         print(json.dumps(compare(target, answer)), file=output, flush=True)
-
-
-def read_lines(lines: queue.Queue) -> None:
-    """In a thread of its own: the parent may go while the other one compares."""
-    for line in sys.stdin:
-        lines.put(line)
-    os._exit(0)
-
-
-def limit_cpu_time(seconds: float) -> None:
-    """The process is killed `seconds` of processor time from now: for when nobody is left to measure them."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 if __name__ == "__main__":

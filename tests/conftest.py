@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import rewards
+from rewards import pool
 from tests.helpers import launching
 from tests.helpers.float64 import float64
 from training import tiny_base
@@ -42,6 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)  # before fixtures
 def pytest_runtest_setup(item: pytest.Item) -> None:
     launching.may_start = "slow" in item.keywords
+
+
+@pytest.fixture
+def forget_verifiers(monkeypatch):
+    """Files that a test lets judge are unknown to the next, and their workers end."""
+    monkeypatch.setattr(pool, "of_commands", {})
+    monkeypatch.setattr(rewards, "NAMED", dict(rewards.NAMED))
+    monkeypatch.setattr(rewards, "own_files", {})
+    yield
+    for one in pool.of_commands.values():
+        one.close()
 
 
 @pytest.fixture(autouse=True)

@@ -35,15 +35,20 @@ from utils.run.cli import run_script
 from utils.run.errors import Fraction, Minutes, NotNegative, Positive, check_ranges, require
 from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import evaluation_chat, evaluation_lengths, load_inputs
-from utils.setup.plan import evaluation_memory, print_plan
+from utils.setup.plan import evaluation_memory, own_data, print_plan
 from utils.types import Sampling
 
 
 @dataclass
 class Args:
     model: tuple[str, ...]  # Hugging Face names or local folders, such as checkpoints/step_N/hf of a run
-    data: tuple[str, ...]  # built-in tasks (countdown, kk_logic, math, tree), or folders with test.parquet
+    data: tuple[str, ...]  # built-in tasks (countdown, kk_logic, math, tree), folders with test.parquet, or own data
     output_dir: str  # folder for results.json and responses.jsonl
+    test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
+    prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction
+    solution_column: str = ""  # own data: steps to the answer; empty: solution, reasoning or rationale, if there
+    answer_column: str = ""  # own data: what is verified; empty: answer, final_answer, target, else the last \boxed
+    verifier: str = "competition_math"  # own data: a name in rewards/, or your Python file with `verify`
     seed: NotNegative[int] = 0  # of everything that is drawn
     num_samples: NotNegative[int] = 0  # responses sampled per problem, for mean@n and pass@k; 0 is one greedy response
     temperature: Positive[float] = 1.0  # of sampling
@@ -70,6 +75,7 @@ def main(args: Args) -> None:
         require(len(names) > 0, flag, "(none)", "must name at least one")
         require(len({Path(name) for name in names}) == len(names), flag, " ".join(names), "must not name one twice")
     check_ranges(args)
+    require(len(args.data) == 1 or not args.test_data, "--test_data", args.test_data, "needs a single --data")
     lengths = {model: evaluation_lengths(model, args.max_prompt_length, args.max_response_length)
                for model in args.model}
     chats = {model: evaluation_chat(model, args.chat_template, args.system_prompt, args.think) for model in args.model}
@@ -79,7 +85,7 @@ def main(args: Args) -> None:
             max_response_length=lengths[model][1], eval_problems=args.eval_problems,
             skip_long_prompts=args.skip_long_prompts, bos=args.bos, may_be_unreachable=args.check,
             engine=args.engine, engine_memory_fraction=args.engine_memory_fraction, tp_size=args.tp_size,
-            temperature=args.temperature, **chats[model],
+            temperature=args.temperature, own_data=own_data(args), **chats[model],
         )
         for model in args.model for data in args.data
     }

@@ -44,8 +44,13 @@ from utils.types import LongestGroup, Problem, Sampling
 class Args:
     # run
     model: str  # Hugging Face name or local folder of the model to train
-    data: str  # built-in task (countdown, kk_logic, math, tree), or a folder with train.parquet and test.parquet
+    data: str  # built-in task (countdown, kk_logic, math, tree), folder with train.parquet, test.parquet, or own data
     output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
+    test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
+    prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction
+    solution_column: str = ""  # own data: steps to the answer; empty: solution, reasoning or rationale, if there
+    answer_column: str = ""  # own data: what is verified; empty: answer, final_answer, target, else the last \boxed
+    verifier: str = "competition_math"  # own data: a name in rewards/, or your Python file with `verify`
     seed: NotNegative[int] = 0  # of everything that is drawn
     total_steps: Positive[int] = 500  # training steps
     eval_every: Positive[int] = 25  # steps between evaluations (greedy); also before the first and after the last step

@@ -26,9 +26,10 @@ from utils.types import Problem
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
-FREE = {  # settings that no number depends on: they may differ when a run is resumed
+FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
     "save_every", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
+    "test_data", "prompt_column", "solution_column", "answer_column", "verifier",
 }
 
 # ----- which run -----

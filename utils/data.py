@@ -2,27 +2,32 @@
 
 A data set is a folder with `train.parquet` and `test.parquet` in the schema of the UFT authors' release (columns
 `data_source, prompt, reward_model`, and `hint`, `answer` where solutions are known; others are ignored), or the name of
-a built-in task that makes one.
+a built-in task that makes one; or data in another form, which utils/tasks/own.py brings into these columns.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from rewards import VERIFIERS, pool, score
+from rewards import NAMED, VERIFIERS, own_digest, pool, verifier_of, verify
 from utils import ROOT, seeding
-from utils.run.errors import BadInput
+from utils.run.errors import BadInput, require
+from utils.tasks.own import Own, convert, use_verifier
+from utils.tasks.own_files import is_own
 from utils.tasks.registry import BUILT_IN
 from utils.types import Problem
 
 BUILT_IN_FOLDER = ROOT / "data"
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 OPTIONAL_COLUMNS = ("hint", "answer")  # evaluation and pure reinforcement do without
+OWN = Own()
 
 
 def data_folder(name_or_folder: str) -> Path:
@@ -39,12 +44,21 @@ def data_folder(name_or_folder: str) -> Path:
     folder = Path(name_or_folder)
     if not folder.is_dir():
         names = ", ".join(sorted(BUILT_IN))
-        raise BadInput(f"flag --data {name_or_folder}: must be a built-in task ({names}) or a folder that exists")
+        raise BadInput(f"flag --data {name_or_folder}: must be a built-in task ({names}) or a folder that exists, a "
+                       ".jsonl, .csv or .parquet file, or a data set of the Hugging Face hub (owner/name)")
     return folder
 
 
 def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) -> list[Problem]:
-    """All rows of `split` ("train" or "test"). `needs` names the optional columns that every row must fill.
+    """All rows of `split` ("train" or "test"); see `load_splits`."""
+    return load_splits(name_or_folder, (split,), {split: needs})[0][split]
+
+
+def load_splits(
+    name: str, splits: Sequence[str], needs: Mapping[str, Sequence[str]] = MappingProxyType({}), own: Own = OWN
+) -> tuple[dict[str, list[Problem]], str]:
+    """All rows of the `splits` ("train", "test") of what `--data name` stands for, and in words how data of one's own
+    were read. `needs` names the optional columns that every row of a split must fill.
 
     Raises:
         BadInput: a missing file or column, a column of the wrong type, an empty split, a hint that holds an answer, or
@@ -54,15 +68,37 @@ def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) ->
         pool.num_workers()
     except ValueError as error:
         raise BadInput(str(error)) from error
+    if name not in BUILT_IN and is_own(name):
+        rows, words = convert(name, own)
+        for split in splits:
+            require(split in rows, "--data", name, f"has no {split} split")
+        tables = {split: pa.Table.from_pylist(rows[split]) for split in splits}
+        return {split: _problems(table, needs.get(split, ()), f"flag --data {name}: {split}")
+                for split, table in tables.items()}, words
+    for field in fields(own):
+        value = getattr(own, field.name)
+        fits = value == field.default or (field.name == "verifier" and value.endswith(".py"))
+        require(fits, f"--{field.name}", value, f"is for data in other columns than ours, and --data {name} has ours")
+    if own != OWN:
+        use_verifier(own.verifier)
+    return {split: _read(name, split, needs.get(split, ())) for split in splits}, ""
+
+
+def _read(name_or_folder: str, split: str, needs: Sequence[str]) -> list[Problem]:
+    """The rows of a folder in our form, or of a built-in task."""
     path = data_folder(name_or_folder) / f"{split}.parquet"
     where = f"flag --data {name_or_folder}: {path.name}"
     if not path.is_file():
         raise BadInput(f"{where} is missing in {path.parent}")
     try:
-        table = pyarrow.parquet.read_table(path)
-        columns = table.column_names
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{where} cannot be read as parquet ({error})") from error
+    return _problems(table, needs, where)
+
+
+def _problems(table: pa.Table, needs: Sequence[str], where: str) -> list[Problem]:
+    columns = table.column_names
     needed = (*REQUIRED_COLUMNS, *needs)
     missing = [column for column in needed if column not in columns]
     if missing:
@@ -81,11 +117,11 @@ def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) ->
     return problems
 
 
-def _values(table: pyarrow.Table, column: str, where: str) -> list[Any]:
+def _values(table: pa.Table, column: str, where: str) -> list[Any]:
     """The values of a column; BadInput where Python cannot hold one (no UTF-8, a field twice in a struct, no date)."""
     try:
         return table[column].to_pylist()
-    except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, LookupError) as error:
         raise BadInput(f"{where} column {column} cannot be read ({error})") from error
 
 
@@ -99,8 +135,10 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
     messages, reward_model = row["prompt"], row["reward_model"]
     solution = [] if row.get("hint") is None else row["hint"]
     demonstration = "" if row.get("answer") is None else row["answer"]
-    expect(isinstance(row["data_source"], str) and row["data_source"] in VERIFIERS,
-           f"data_source {row['data_source']!r} has no verifier; known: {', '.join(VERIFIERS)}")
+    source = row["data_source"]
+    expect(isinstance(source, str) and verifier_of(source) is not None,
+           f"data_source {source!r} has no verifier; known: {', '.join((*VERIFIERS, *NAMED))}"
+           + ("; name your file by --verifier" if str(source).endswith(".py") else ""))
     expect(
         isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
         and isinstance(messages[0].get("content"), str) and messages[0]["content"] != "",
@@ -113,12 +151,12 @@ def _problem(index: int, row: dict[str, Any], where: str) -> Problem:
            "reward_model must hold ground_truth")
     expect("<answer>" not in "".join(solution), "hint must not hold an <answer>: it would be scored as the model's")
     try:
-        score(row["data_source"], "", reward_model["ground_truth"])
+        verify(source, "", reward_model["ground_truth"])
     except ValueError as error:
         raise BadInput(f"{where}: {error}") from error
     if not "".join(solution):  # the authors write [''] where there is none
         solution = []
-    return Problem(index, row["data_source"], messages[0]["content"], tuple(solution), demonstration,
+    return Problem(index, source, messages[0]["content"], tuple(solution), demonstration,
                    reward_model["ground_truth"])
 
 
@@ -156,8 +194,10 @@ def _epoch_order(num_problems: int, epoch: int, count: int, seed: int) -> np.nda
 
 
 def fingerprint(problems: list[Problem]) -> str:
-    """A short hash of all problems: equal fingerprints mean equal data."""
+    """A short hash of all problems: equal fingerprints mean equal data, and equal files of verifiers of one's own."""
     digest = hashlib.sha256()
+    for source in sorted({problem.data_source for problem in problems}):
+        digest.update(own_digest(source).encode())
     for problem in problems:
         digest.update(repr(problem).encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]

@@ -35,7 +35,7 @@ def rollout_metrics(
     """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and `seconds`,
     the times of a Stopwatch.
 
-    verifier_timeouts is a count: rollouts whose verifier ran out of time or crashed.
+    verifier_timeouts is a count: rollouts whose verifier ran out of time, crashed or raised.
     """
     rollouts = [rollout for group in groups for rollout in group]
     all_scores = [score for group in scores for score in group]
@@ -50,7 +50,7 @@ def rollout_metrics(
         "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
         "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
         "flat_groups": sum(len({score.reward for score in group}) == 1 for group in scores),
-        "verifier_timeouts": sum(score in (pool.TIMEOUT, pool.CRASHED) for score in all_scores),
+        "verifier_timeouts": sum(map(pool.has_failed, all_scores)),
     })
     per_group = {"hint_slices", "hint_tokens", "flat_groups"}
     num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")

@@ -315,6 +315,61 @@ def test_one_long_prompt_is_an_error_or_left_out_by_request(call, flags, countdo
     assert "1 left out: longer than --max_prompt_length" in line
 
 
+# ----- --data of one's own -----
+
+
+@pytest.fixture
+def own_flags(flags, tmp_path, forget_verifiers):
+    """Those with which the scripts run on a file of sums, which a file of its own judges."""
+    rows = [{"question": f"{n} + 1?", "solution": f"Take {n}.\nIt is {n + 1}.", "answer": n + 1} for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_verifier.py").write_text(
+        "from rewards.answer import CORRECT, WRONG_RESULT, last_answer\n\n\ndef verify(completion, ground_truth):\n"
+        "    return CORRECT if (last_answer(completion) or '').strip() == ground_truth['target'] else WRONG_RESULT\n")
+    return flags | {"data": tmp_path / "sums.jsonl", "verifier": tmp_path / "my_verifier.py", "max_prompt_length": 112}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_own_data_are_checked_and_shown_by_every_script(call, own_flags, name):
+    longer = {"max_length": 176} if name == "sft" else {}
+    status, plan, stderr = call(name, of_script(name, own_flags) | longer | {"check": True})
+    assert status == 0, stderr
+    assert "test problems 4 (" in plan
+    assert f"are right by {own_flags['verifier']}" in plan and "held out: 10% of the prompts" in plan
+    assert len(re.findall(r"problem \d+ '\d+ \+ 1\?', answer '\d+', 2 chunks of a solution: \['Take \d+\.", plan)) == 3
+
+
+@pytest.mark.parametrize(("changes", "rule"), [
+    ({"prompt_column": "text"}, "flag --prompt_column text: "),
+    ({"solution_column": "text"}, "has no such column; there are: question, solution, answer"),
+    ({"verifier": "magic"}, "flag --verifier magic: must be one of competition_math, numeric, countdown, "),
+    ({"verifier": "no_such.py"}, "flag --verifier no_such.py: no such file"),
+    ({"data": "no_such.jsonl"}, "flag --data no_such.jsonl: no such file"),
+    ({"data": "own/nothing"}, "as a name of the Hugging Face hub it cannot be loaded ("),
+    ({"test_data": "no_such.csv"}, "flag --test_data no_such.csv: no such file"),
+])
+def test_bad_flag_of_own_data(call, own_flags, changes, rule):
+    for name in ("uft", "eval"):
+        expect(call(name, of_script(name, own_flags) | changes), rule)
+
+
+def test_a_verifier_file_without_the_function(call, own_flags):
+    own_flags["verifier"].write_text("def judge(): ...\n")
+    expect(call("uft", own_flags), "my_verifier.py: it has no function verify(completion, ground_truth)")
+
+
+def test_rows_without_the_solution_that_a_script_shows(call, own_flags):
+    own_flags["data"].write_text("".join(f'{{"question": "{n}?", "answer": {n}}}\n' for n in range(40)))
+    expect(call("uft", own_flags), "sums.jsonl: train: 36 of 36 rows have an empty hint, which this script needs")
+    assert call("rft", own_flags | {"check": True})[0] == 0
+
+
+def test_eval_tests_several_data_sets_each_on_its_own_problems(call, own_flags, countdown_data):
+    flags = of_script("eval", own_flags | {"test_data": own_flags["data"]})
+    expect(call("eval", flags, "--data", str(own_flags["data"]), str(countdown_data)),
+           f"flag --test_data {own_flags['data']}: needs a single --data")
+
+
 # ----- --model -----
 
 

@@ -15,12 +15,13 @@ from transformers.utils import PushToHubMixin
 from inference.hybrid_engine import EngineName, check_engine, choose_engine
 from utils.attention import unknown_attention
 from utils.chat import MODEL, NONE, choose_template, read_template
-from utils.data import load_problems
+from utils.data import OWN, load_splits
 from utils.pretrained import load_generation_config
 from utils.prompts import PromptBuilder
 from utils.run.errors import BadInput, require
 from utils.run.tracking import check_tracker
 from utils.setup.memory import SHAPES, Shape, shape_of
+from utils.tasks.own import Own
 from utils.types import Problem
 
 
@@ -38,6 +39,7 @@ class Inputs:
     engine: EngineName
     engine_reason: str
     left_out: dict[str, int]
+    data_words: str = ""  # how data of one's own were read
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -49,7 +51,7 @@ class Inputs:
         lengths = {"train": len(self.problems), "test": len(self.test_problems)}
         return "; ".join([f"engine {self.engine} ({self.engine_reason})", *(
             f"{count} of {count + lengths[split]} {split} problems left out: longer than --max_prompt_length"
-            for split, count in self.left_out.items() if count)])
+            for split, count in self.left_out.items() if count), *([self.data_words] if self.data_words else [])])
 
 
 def load_inputs(
@@ -57,7 +59,7 @@ def load_inputs(
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     engine_memory_fraction: float, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0,
     needs: tuple[str, ...] = (), tracker: str = "none", max_length: int = 0, chat_template: str = NONE,
-    system_prompt: str = "", think: bool = True,
+    system_prompt: str = "", think: bool = True, own_data: Own = OWN,
 ) -> Inputs:
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer". `max_length`, where given, is that of the rows of
@@ -93,7 +95,7 @@ def load_inputs(
         parts = config, load_generation_config(model), tokenizer
         if "train" in splits:
             check_savable(model, parts)
-    loaded = {split: load_problems(data, split, needs if split == "train" else ()) for split in splits}
+    loaded, words = load_splits(data, splits, {"train": needs}, own_data)
     if "test" in loaded:
         require(eval_problems <= len(loaded["test"]), "--eval_problems", eval_problems,
                 f"is more than the {len(loaded['test'])} test problems of --data {data}")
@@ -103,7 +105,8 @@ def load_inputs(
         prompts = PromptBuilder(tokenizer, max_prompt_length, bos, chat)
         for split, problems in loaded.items():
             loaded[split], left_out[split] = check_prompt_lengths(problems, prompts, split, skip_long_prompts)
-    return Inputs(prompts, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, left_out)
+    return Inputs(prompts, loaded.get("train", []), loaded.get("test", []), shape, engine, reason, left_out,
+                  words)
 
 
 def load_tokenizer(model: str, may_be_unreachable: bool = False) -> PreTrainedTokenizerBase | None:

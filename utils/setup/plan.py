@@ -18,10 +18,21 @@ from utils.run.logger import Logger
 from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
 from utils.setup.memory import Generation, Run, evaluation_facts, memory_facts
+from utils.tasks.own import Own, own_facts
 from utils.types import LongestGroup, Problem, Sampling
 
 
-class Flags(Protocol):
+class OwnFlags(Protocol):
+    """The flags that say how data of one's own are read, which every script has."""
+
+    test_data: str
+    prompt_column: str
+    solution_column: str
+    answer_column: str
+    verifier: str
+
+
+class Flags(OwnFlags, Protocol):
     """The flags that a plan reads, which every training script has."""
 
     model: str
@@ -174,7 +185,7 @@ def make_plan(
         engine_memory_fraction=flags.engine_memory_fraction, tp_size=flags.tp_size, sleep_level=flags.sleep_level,
         temperature=temperature, needs=tuple(needs), tracker=flags.tracker,
         max_length=0 if longest.responses else longest.prefix, chat_template=flags.chat_template,
-        system_prompt=flags.system_prompt, think=flags.think,
+        system_prompt=flags.system_prompt, think=flags.think, own_data=own_data(flags),
     )
     problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
     if not longest.responses:
@@ -189,6 +200,11 @@ def make_plan(
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
     return Plan(flags, longest, inputs, problems, has_reference, run, start, changes)
+
+
+def own_data(flags: OwnFlags) -> Own:
+    return Own(test_data=flags.test_data, prompt_column=flags.prompt_column, solution_column=flags.solution_column,
+               answer_column=flags.answer_column, verifier=flags.verifier)
 
 
 def check_batch(flags: Flags, longest: LongestGroup, longest_is: str, num_problems: int) -> None:
@@ -230,6 +246,8 @@ def print_plan(title: str, inputs: Inputs, facts: Mapping[str, object]) -> None:
         left_out = f"; {count} left out: longer than --max_prompt_length" if count else ""
         lines[name] = f"{len(problems)} (fingerprint {fingerprint(problems)}{left_out})"
     lines |= {"first prompt": prompt, "first solution": repr(list(first.solution)), "first prompt, tokens": num_tokens}
+    if inputs.data_words:
+        lines |= own_facts(inputs.data_words, inputs.problems or inputs.test_problems)
     width = max(map(len, lines))
     print(f"{title}: all checks passed. The plan:", *(f"  {name:<{width}}  {fact}" for name, fact in lines.items()),
           sep="\n", flush=True)
