@@ -73,7 +73,7 @@ def load_splits(
         for split in splits:
             require(split in rows, "--data", name, f"has no {split} split")
         tables = {split: pa.Table.from_pylist(rows[split]) for split in splits}
-        return {split: _problems(table, needs.get(split, ()), f"flag --data {name}: {split}")
+        return {split: _problems(table, table.column_names, needs.get(split, ()), f"flag --data {name}: {split}")
                 for split, table in tables.items()}, words
     for field in fields(own):
         value = getattr(own, field.name)
@@ -92,13 +92,13 @@ def _read(name_or_folder: str, split: str, needs: Sequence[str]) -> list[Problem
         raise BadInput(f"{where} is missing in {path.parent}")
     try:
         table = pq.read_table(path)
+        columns = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{where} cannot be read as parquet ({error})") from error
-    return _problems(table, needs, where)
+    return _problems(table, columns, needs, where)
 
 
-def _problems(table: pa.Table, needs: Sequence[str], where: str) -> list[Problem]:
-    columns = table.column_names
+def _problems(table: pa.Table, columns: Sequence[str], needs: Sequence[str], where: str) -> list[Problem]:
     needed = (*REQUIRED_COLUMNS, *needs)
     missing = [column for column in needed if column not in columns]
     if missing:

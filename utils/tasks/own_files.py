@@ -44,10 +44,10 @@ def is_own(name: str) -> bool:
 
 def is_in_other_columns(file: Path) -> bool:
     try:
-        columns = pq.read_schema(file).names
-    except (pa.ArrowException, OSError):
+        columns = {column.lower() for column in pq.read_schema(file).names}
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return False  # broken: let the reader of our form tell
-    return "data_source" not in columns and "reward_model" not in columns
+    return bool(columns) and not columns & {"data_source", "reward_model"}
 
 
 def read_splits(name: str, where: str) -> dict[str, Rows]:
