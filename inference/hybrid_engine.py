@@ -41,7 +41,8 @@ INSTALL_VLLM = "pip install -r requirements.txt (with a GPU), or -r requirements
 def choose_engine(
     name: str, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0, memory_fraction: float = 0.3
 ) -> tuple[EngineName, str]:
-    """The engine that the flag --engine `name` stands for, and why. Nothing is loaded.
+    """The engine that the flag --engine `name` stands for, and why. Nothing is loaded. Where "auto" is not vLLM, there
+    is nothing that --sleep_level could give back.
 
     Raises:
         BadInput: vLLM is asked for and not installed, or a flag of vLLM's does not fit.
@@ -52,6 +53,7 @@ def choose_engine(
     if name == "auto":
         missing = [what for what, there in (("CUDA", has_cuda), ("vLLM", has_vllm)) if not there]
         name = "torch" if missing or older else "vllm"
+        sleep_level = sleep_level if name == "vllm" else 0
         reason = f"no {' and no '.join(missing)} here" if missing else too_old or "CUDA and vLLM are here"
     if name == "vllm" and not has_vllm:
         raise BadInput(f"flag --engine vllm: vLLM is not installed; {INSTALL_VLLM}")

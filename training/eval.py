@@ -98,7 +98,8 @@ def main(args: Args) -> None:
                      "lengths": f"prompts of {prompt_length} tokens at most, responses of {response_length} ({reason})",
                      "responses": sampled if args.num_samples else "one per problem, greedy",
                      **evaluation_memory(inputs, args.num_samples or 1, args.dtype, max_prompt_length=prompt_length,
-                                         max_response_length=response_length, kv_cache_gb=args.kv_cache_gb)}
+                                         max_response_length=response_length, kv_cache_gb=args.kv_cache_gb,
+                                         engine_memory_fraction=args.engine_memory_fraction)}
             warning = inputs.tokenizer and tokenizer_mismatch(inputs.test_problems[0].prompt, inputs.tokenizer)
             print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return

@@ -18,15 +18,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from utils.attention import Layout, tolerance
-from utils.deepspeed_config import deepspeed_config
+from utils.deepspeed_config import GATHER_BUCKET, deepspeed_config
 from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy
 from utils.run import distributed, watchdog
 from utils.run.errors import RunStopped
 from utils.types import MicroBatch
-
-GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

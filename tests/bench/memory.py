@@ -1,4 +1,4 @@
-"""Resident memory of a CPU process that trains, against the estimate of utils/setup/memory.py: one process, float32.
+"""Resident memory of a CPU process that trains, against the estimate of utils/setup/: one process, float32.
 
     python -m tests.bench.memory --zero_stage 0 --num_layers 8
 
@@ -22,7 +22,8 @@ from tests.helpers.models import VOCABULARY, random_advantages, random_groups
 from utils.actor import Actor
 from utils.packing import pack
 from utils.run import processes
-from utils.setup.memory import Run, shape_of, training_states
+from utils.setup.memory_terms import Run, training_states
+from utils.setup.shapes import shape_of
 
 
 @dataclass
@@ -69,7 +70,8 @@ def main(args: Args) -> None:
     run = Run(weight_bytes=4, processes=1, zero_stage=args.zero_stage, offload=False, gradient_checkpointing=False,
               has_reference=False, prompts_per_step=1, mini_batch_prompts=1, group_size=2, row_length=12,
               rows_per_prompt=1, max_tokens_per_micro_batch=64, max_prompt_length=6, max_response_length=3,
-              kv_cache_gb=1.0, test_problems=1)
+              kv_cache_gb=1.0, test_problems=1, gpu_bytes=0, engine="torch", engine_memory_fraction=0.3,
+              free_replica=False, sleep_level=0)
     shape = shape_of(config)
     states, _ = training_states(shape.parameters, run)
     bucket = 4 * shape.parameters if args.zero_stage == 3 else 0  # the part that is written

@@ -58,6 +58,14 @@ def test_vllm_is_not_taken_by_a_gpu_before_ampere(machine):
     assert choose_engine("auto")[0] == choose_engine("vllm")[0] == "vllm"
 
 
+def test_what_auto_does_not_take_has_nothing_to_give_back(machine):
+    for cuda, vllm in ((False, False), (False, True), (True, False)):
+        machine(cuda=cuda, vllm=vllm)
+        assert choose_engine("auto", sleep_level=2)[0] == "torch"
+    machine(cuda=True, vllm=True)
+    assert choose_engine("auto", sleep_level=2)[0] == "vllm"
+
+
 def test_a_missing_vllm_names_the_command_that_installs_it(machine):
     machine(cuda=True, vllm=False)
     with pytest.raises(BadInput, match="^flag --engine vllm: vLLM is not installed; pip install -r requirements.txt"):

@@ -12,25 +12,26 @@ from tests.helpers.models import random_advantages, random_groups
 from utils.packing import pack
 from utils.policy import Policy
 from utils.response_batches import Batches
-from utils.setup.memory import (
+from utils.setup.memory import estimate, evaluation_facts, memory_facts, peak
+from utils.setup.memory_terms import (
     BUCKET,
     GIB,
+    GPU_OVERHEAD,
     LIVE,
-    SHAPES,
+    Generation,
     Run,
-    Shape,
     activations,
     cache_need,
-    estimate,
+    communication,
     generation,
     head,
     key_copies,
     layer_activations,
     masks,
-    memory_facts,
-    shape_of,
+    stepping,
     training_states,
 )
+from utils.setup.shapes import SHAPES, Shape, shape_of
 
 TOTALS = {
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -42,7 +43,8 @@ TOTALS = {
 SMALL = Shape(vocab_size=10, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=2)
 RUN = Run(weight_bytes=2, processes=2, zero_stage=3, offload=False, gradient_checkpointing=False, has_reference=True,
           prompts_per_step=16, mini_batch_prompts=8, group_size=4, row_length=30, rows_per_prompt=1,
-          max_tokens_per_micro_batch=100, max_prompt_length=10, max_response_length=5, kv_cache_gb=1.0, test_problems=6)
+          max_tokens_per_micro_batch=100, max_prompt_length=10, max_response_length=5, kv_cache_gb=1.0, test_problems=6,
+          gpu_bytes=0, engine="torch", engine_memory_fraction=0.5, free_replica=False, sleep_level=0)
 
 
 def model_of(config, dtype=torch.float32, device="meta"):
@@ -93,15 +95,16 @@ def test_a_model_of_another_type_has_no_shape():
 
 @pytest.mark.parametrize(("changes", "states", "on_cpu"), [
     ({"zero_stage": 0}, (2, 2, 12), 0),  # bfloat16, n = 1, W = 2: weights, gradients, float32 copy and two moments
-    ({"zero_stage": 1}, (2, 2, 6), 0),
-    ({"zero_stage": 2}, (2, 1, 6), 0),
-    ({"zero_stage": 3}, (1, 1, 6), 0),
+    ({"zero_stage": 1}, (2, 4, 6), 0),  # gradients are summed in float32
+    ({"zero_stage": 2}, (2, 2, 6), 0),
+    ({"zero_stage": 3}, (1, 2, 6), 0),
     ({"zero_stage": 0, "weight_bytes": 4}, (4, 4, 8), 0),
     ({"zero_stage": 2, "weight_bytes": 4}, (4, 2, 6), 0),  # stages 1 to 3 copy float32 weights too
     ({"zero_stage": 3, "weight_bytes": 4}, (2, 2, 6), 0),
     ({"zero_stage": 0, "offload": True}, (2, 2, 12), 0),  # offloads nothing
+    ({"zero_stage": 1, "offload": True}, (2, 2, 0), 6 + 3),  # in bfloat16, here
     ({"zero_stage": 2, "offload": True}, (2, 0, 0), 6 + 3),
-    ({"zero_stage": 3, "offload": True}, (0, 0, 0), 6 + 3 + 1),
+    ({"zero_stage": 3, "offload": True}, (0, 0, 0), 6 + 4 + 1),
 ])
 def test_states_of_one_parameter_on_two_processes(changes, states, on_cpu):
     assert training_states(1, replace(RUN, **changes)) == (
@@ -154,10 +157,36 @@ def test_activations_of_a_small_model():
 
 
 def test_the_head_holds_a_chunk_of_logits_however_many_tokens_are_scored():
-    assert head(SMALL, 100, 2) == 100 * 2 * 8 + 14 * 100 * 10 + 4 * 100 * 10 + 2 * 2 * 10 * 8  # all are kept
-    large = replace(SMALL, vocab_size=2**20)  # 64 rows of logits are a chunk
-    assert head(large, 100, 2) - head(large, 65, 2) == 35 * 2 * 8
-    assert head(large, 64, 2) - head(large, 65, 2) == 4 * 64 * 2**20 - 2 * 8
+    assert head(SMALL, 100, 2, 0) == 100 * 2 * 8 + 14 * 100 * 10 + 4 * 100 * 10 + 2 * 2 * 10 * 8  # all are kept
+    large = replace(SMALL, vocab_size=2**20)
+    for gpu_bytes, rows in ((0, 64), (24e9, 128), (80e9, 256)):  # of a chunk
+        assert head(large, 300, 2, gpu_bytes) - head(large, rows + 1, 2, gpu_bytes) == (299 - rows) * 2 * 8
+        assert head(large, rows, 2, gpu_bytes) - head(large, rows + 1, 2, gpu_bytes) == 4 * rows * 2**20 - 2 * 8
+
+
+@pytest.mark.parametrize(("changes", "travelling", "stepping_takes"), [
+    # bfloat16, n = 1576, two processes, a vocabulary of 10 times 8
+    ({"zero_stage": 0}, 0, 8 * 1576),
+    ({"zero_stage": 1}, 4 * 80, 2 * 1576),  # the copy that is reduced, 2 n; Adam's temporary is as large, 4 n / 2
+    ({"zero_stage": 1, "processes": 1}, 4 * 80, 4 * 1576),
+    ({"zero_stage": 2}, 2 * BUCKET, 4 * 1576 / 2),
+    ({"zero_stage": 2, "gpu_bytes": 80e9}, 2 * 2 * BUCKET, 4 * 1576 / 2),  # reductions overlap
+    ({"zero_stage": 3}, 2 * 1576 + (2 + 4 / 2) * 1576, 8 * 1576 / 2),  # gathered; the bucket's copy, its float32 half
+    ({"zero_stage": 3, "weight_bytes": 4}, 4 * 1576 + (4 + 4 / 2) * 1576, 8 * 1576 / 2),
+    ({"zero_stage": 1, "weight_bytes": 4}, 4 * BUCKET, 8 * 1576 / 2),
+    ({"zero_stage": 0, "weight_bytes": 4}, 0, 4 * 1576),
+    ({"zero_stage": 3, "offload": True}, 2 * 1576 + (2 + 4 / 2) * 1576, 0),
+    ({"zero_stage": 1, "offload": True}, 2 * BUCKET, 0),
+])
+def test_what_travels_and_what_a_step_of_the_optimiser_takes(changes, travelling, stepping_takes):
+    run = replace(RUN, **changes)
+    assert communication(SMALL, run) == travelling and stepping(SMALL.parameters, run) == stepping_takes
+
+
+def test_of_a_large_model_no_more_than_buckets_travel():
+    shape = SHAPES["Qwen/Qwen2.5-3B"]
+    assert shape.parameters > LIVE > BUCKET
+    assert communication(shape, replace(RUN, processes=4)) == 2 * LIVE + (2 + 4 / 4) * BUCKET
 
 
 def test_the_masks_are_those_of_the_largest_micro_batch():
@@ -211,16 +240,47 @@ def test_what_is_always_there_under_stage_3_and_below():
     n = SMALL.parameters
     always, phases, on_cpu = estimate(SMALL, RUN)
     assert n == 80 + 3 * (8 * 2 * 12 + 3 * 8 * 12 + 16) + 8 == 1576
-    assert always == {"weights": n, "gradients": n, "optimiser": 6 * n, "reference": n,
-                      "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET}
-    assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2)
-                                       + masks(RUN) + 2 * n) and n < LIVE
-    assert phases["optimiser step"] == (4 + 4) * n / 2 and on_cpu == 0
+    assert always == {"weights": n, "gradients": 2 * n, "optimiser": 6 * n, "reference": n,
+                      "replica for generating": 2 * n, "gradient bucket": 2 * BUCKET, "context, NCCL, gaps": 0}
+    assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2, 0)
+                                       + masks(RUN) + communication(SMALL, RUN))
+    assert phases["optimiser step"] == stepping(n, RUN) and on_cpu == 0
+    assert phases["sync"] == 2 * n  # a bucket, of all weights
+    assert phases["rollout or evaluation"] == max(generation(SMALL, RUN, 8, 4), generation(SMALL, RUN, 3, 1))
+    assert peak(SMALL, RUN) == sum(always.values()) + max(phases.values())
     always, phases, _ = estimate(SMALL, replace(RUN, zero_stage=0, has_reference=False))
     assert (always["reference"], always["replica for generating"], always["weights"]) == (0, 0, 2 * n)
-    assert always["gradient bucket"] == 0
-    assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2)
+    assert always["gradient bucket"] == phases["sync"] == 0
+    assert phases["backward pass"] == (activations(SMALL, 100, key_copies(RUN), 2, False) + head(SMALL, 100, 2, 0)
                                        + masks(RUN))
+
+
+def test_a_gpu_has_a_context_and_a_sync_a_bucket_of_no_more_than_the_embedding_beyond_its_size():
+    shape, run = SHAPES["Qwen/Qwen2.5-3B"], replace(RUN, gpu_bytes=80e9)
+    always, phases, _ = estimate(shape, run)
+    assert always["context, NCCL, gaps"] == GPU_OVERHEAD == 3 * GIB
+    assert phases["sync"] == 2 * (2**28 + 151_936 * 2_048)
+
+
+def test_an_engine_gives_back_what_it_holds_where_the_flags_say_so():
+    n = SMALL.parameters
+    run = replace(RUN, gpu_bytes=1000 * n)
+
+    def parts(name, **changes):
+        always, phases, on_cpu = estimate(SMALL, replace(run, **changes))
+        learning = always[name] + sum(phases[phase] for phase in ("backward pass", "optimiser step"))
+        return always[name], learning, always[name] + phases["rollout or evaluation"], phases["sync"], on_cpu
+
+    held, learning, generating, sync, _ = parts("replica for generating")
+    given = parts("replica for generating", free_replica=True)
+    assert held == 2 * n and given == (0, learning - 2 * n, generating, sync + 2 * n, 0)
+    assert parts("replica for generating", sleep_level=2) == parts("replica for generating")  # that is vLLM's
+    vllm = {"engine": "vllm", "engine_memory_fraction": 0.25}
+    held, learning, generating, sync, on_cpu = parts("vLLM", **vllm, free_replica=True)
+    assert held == generating == 250 * n and on_cpu == 0  # its weights and cache, instead of a replica's
+    assert parts("vLLM", **vllm, sleep_level=2) == (0, learning - 250 * n, 250 * n, sync + 250 * n, 0)
+    assert parts("vLLM", **vllm, sleep_level=1)[-1] == 2 * n  # its weights wait in CPU memory
+    assert "vLLM" not in estimate(SMALL, replace(run, **vllm, gpu_bytes=0))[0]  # on a CPU as the torch engine
 
 
 def test_offloading_moves_the_reference_too_under_stage_3():
@@ -228,7 +288,7 @@ def test_offloading_moves_the_reference_too_under_stage_3():
     n = SMALL.parameters
     assert always["reference"] == always["optimiser"] == always["weights"] == phases["optimiser step"] == 0
     assert always["replica for generating"] == 2 * n
-    assert on_cpu == n / 2 * (12 + 6 + 2 + 2)
+    assert on_cpu == n / 2 * (12 + 8 + 2 + 2)
 
 
 def test_more_processes_and_higher_stages_never_need_more():
@@ -252,3 +312,18 @@ def test_facts_name_the_peak_and_its_parts():
 
 def test_an_unknown_model_has_no_estimate():
     assert "needs the config" in memory_facts(None, RUN)["memory"]
+
+
+def test_an_evaluation_is_told_with_its_engine():
+    shape = SHAPES["Qwen/Qwen2.5-0.5B"]
+    run = Generation(weight_bytes=2, gpu_bytes=0, max_prompt_length=10, max_response_length=10, kv_cache_gb=1.0,
+                     engine="torch", engine_memory_fraction=0.5)
+    weights, on_top = 2 * shape.parameters / GIB, generation(shape, run, 8, 1) / GIB
+    for changes, total, parts in (
+        ({}, weights + on_top, f"weights {weights:.2f} GiB, generating {on_top:.2f} GiB"),
+        ({"gpu_bytes": 10 * GIB}, weights + on_top + 3,
+         f"weights {weights:.2f} GiB, generating {on_top:.2f} GiB, context and gaps 3.00 GiB"),
+        ({"gpu_bytes": 10 * GIB, "engine": "vllm"}, 8, "vLLM 5.00 GiB, context and gaps 3.00 GiB"),
+    ):
+        facts = evaluation_facts(shape, replace(run, **changes), 8, 1)
+        assert facts["memory per GPU"] == f"about {total:.2f} GiB at most: {parts}"

@@ -20,7 +20,7 @@ from utils.pretrained import load_generation_config
 from utils.prompts import PromptBuilder
 from utils.run.errors import BadInput, require
 from utils.run.tracking import check_tracker
-from utils.setup.memory import SHAPES, Shape, shape_of
+from utils.setup.shapes import SHAPES, Shape, shape_of
 from utils.tasks.own import Own
 from utils.types import Problem
 

@@ -7,7 +7,7 @@ import torch
 from utils.actor import Actor
 from utils.run import distributed, watchdog
 from utils.run.logger import Logger
-from utils.setup.memory import GIB
+from utils.setup.memory_terms import GIB
 from utils.setup.plan import Plan
 from utils.types import PREFIX, Engine, LongestGroup, MicroBatch
 

@@ -1,7 +1,7 @@
 """What a run will do, checked before a model loads: data, batch sizes, memory and checkpoint; and the plan in words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -10,14 +10,18 @@ from transformers import PreTrainedTokenizerBase
 from utils import checkpoint
 from utils.actor import Actor
 from utils.data import fingerprint
+from utils.policy import memory_of
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
 from utils.run import distributed
 from utils.run.errors import check_ranges, require, require_divides
 from utils.run.logger import Logger
 from utils.run.output_dir import check_output_dir
+from utils.setup.cards import card_facts
+from utils.setup.duration import card_here, duration_facts
 from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
-from utils.setup.memory import Generation, Run, evaluation_facts, memory_facts
+from utils.setup.memory import evaluation_facts, memory_facts
+from utils.setup.memory_terms import Generation, Run
 from utils.tasks.own import Own, own_facts
 from utils.types import LongestGroup, Problem, Sampling
 
@@ -39,6 +43,7 @@ class Flags(OwnFlags, Protocol):
     data: str
     output_dir: str
     total_steps: int
+    eval_every: int
     eval_problems: int
     resume: bool
     resume_step: int
@@ -61,6 +66,7 @@ class Flags(OwnFlags, Protocol):
     dtype: str
     engine: str
     kv_cache_gb: float
+    free_replica: bool
     engine_memory_fraction: float
     sleep_level: int
     tp_size: int
@@ -150,20 +156,24 @@ class Plan:
                 "updates per step": f"{self.num_updates}, of {flags.mini_batch_prompts} demonstrations each",
             }
         per_micro_batch = f"at most {flags.max_tokens_per_micro_batch} on each process"
-        print_plan(title, self.inputs, per_step | {"tokens per micro-batch": per_micro_batch} | self._memory_facts())
+        print_plan(title, self.inputs, per_step | {"tokens per micro-batch": per_micro_batch} | self.facts())
 
-    def _memory_facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
+        """What the run needs, for --check."""
         flags = self.flags
-        of_vllm = {"  vLLM": f"{flags.engine_memory_fraction:.0%} of each GPU, instead of the replica and of what "
-                             "generating takes here"} if self.engine == "vllm" else {}
         names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
-                 "max_tokens_per_micro_batch", "max_prompt_length", "max_response_length", "kv_cache_gb")
-        return memory_facts(self.inputs.shape, Run(
-            weight_bytes=weight_bytes(flags.dtype), processes=distributed.world_size(),
+                 "max_tokens_per_micro_batch", "max_prompt_length", "max_response_length", "kv_cache_gb",
+                 "free_replica", "engine_memory_fraction", "sleep_level")
+        shape, run = self.inputs.shape, Run(
+            weight_bytes=weight_bytes(flags.dtype), gpu_bytes=gpu_bytes(), processes=distributed.world_size(),
             has_reference=self.has_reference, group_size=self.longest.responses, row_length=self.longest.row_length,
-            rows_per_prompt=self.longest.rows, test_problems=len(self.test_problems),
+            rows_per_prompt=self.longest.rows, test_problems=len(self.test_problems), engine=self.engine,
             **{name: getattr(flags, name) for name in names},
-        )) | of_vllm
+        )
+        on_gpu = replace(run, weight_bytes=resolve_dtype(flags.dtype, torch.device("cuda")).itemsize)
+        here = card_here(torch.cuda.get_device_name(), run.gpu_bytes) if run.gpu_bytes else None
+        return (memory_facts(shape, run) | card_facts(shape, on_gpu)
+                | duration_facts(shape, on_gpu, flags.total_steps, flags.eval_every, here))
 
 
 def make_plan(
@@ -224,10 +234,16 @@ def weight_bytes(dtype: str) -> int:
     return resolve_dtype(dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")).itemsize
 
 
-def evaluation_memory(inputs: Inputs, num_samples: int, dtype: str, **lengths: Any) -> dict[str, str]:
-    """What an evaluation needs on each process, for `print_plan`; `lengths` are those of memory.Generation."""
+def gpu_bytes() -> int:
+    """Memory of the GPU of this machine; 0 without one."""
+    return memory_of(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else 0
+
+
+def evaluation_memory(inputs: Inputs, num_samples: int, dtype: str, **flags: Any) -> dict[str, str]:
+    """What an evaluation needs on each process, for `print_plan`; `flags` are those of memory_terms.Generation."""
     tests = -(-len(inputs.test_problems) // distributed.world_size())
-    return evaluation_facts(inputs.shape, Generation(weight_bytes=weight_bytes(dtype), **lengths), tests, num_samples)
+    run = Generation(weight_bytes=weight_bytes(dtype), gpu_bytes=gpu_bytes(), engine=inputs.engine, **flags)
+    return evaluation_facts(inputs.shape, run, tests, num_samples)
 
 
 def print_plan(title: str, inputs: Inputs, facts: Mapping[str, object]) -> None:
