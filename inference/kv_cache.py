@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+PREFILL_TOKENS = 16_384  # of prompts that a GPU computes at once
 COMPACT_BELOW = 0.75  # share of live rows under which the finished ones leave
 SLACK = 1.15  # slots over live rows that a compaction may leave, to keep samples of one group together
 

@@ -23,7 +23,14 @@ from inference import selfcheck
 from inference.cuda_graph import Captured
 from inference.decoder import Decoder, Prefill, Step, check_supported, has_fixed_steps
 from inference.fused_step import KNOWS_COUNTS, FusedStep
-from inference.kv_cache import COMPACT_BELOW, DecodeState, cache_elements_of, decode_batches, empty_cache
+from inference.kv_cache import (
+    COMPACT_BELOW,
+    PREFILL_TOKENS,
+    DecodeState,
+    cache_elements_of,
+    decode_batches,
+    empty_cache,
+)
 from inference.llama_decoder import LlamaDecoder, is_like_llama
 from inference.sampling import pick, sampling_uniforms
 from utils.cpu_linear import use_onednn
@@ -33,8 +40,7 @@ from utils.run.errors import RunStopped
 from utils.types import Prompt, Rollout, Sampling
 
 FIRST_CAPACITY = 32  # response tokens the suffix cache has room for at first; doubled when full, to the limit at most
-PREFILL_TOKENS = 16_384  # of prompts that are computed at once
-CPU_PREFILL_TOKENS = 1_024  # so that activations stay in the processor's cache
+CPU_PREFILL_TOKENS = 1_024  # at once, so that activations stay in the processor's cache
 # For fixed shapes, which CUDA graphs need (not measured, for want of a GPU); a new shape is a new graph:
 LOOK_EVERY = 16  # tokens between two looks of the host at the rows that live
 SPAN = 128  # the suffix columns that a step attends to are a multiple

@@ -9,8 +9,7 @@ Letters: n parameters, b bytes of a weight (2 in bfloat16, 4 in float32), W proc
 
 from dataclasses import dataclass
 
-from inference.kv_cache import max_batch
-from inference.torch_engine import PREFILL_TOKENS
+from inference.kv_cache import PREFILL_TOKENS, max_batch
 from utils.deepspeed_config import adds_up_in_float32
 from utils.policy import most_logits
 from utils.setup.shapes import Shape

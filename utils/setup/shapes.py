@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from inference.llama_decoder import TYPES
+TYPES = ("llama", "mistral", "qwen2", "qwen3")  # of models whose layers have the parts that are counted here
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of a type that inference.torch_engine knows. `layer_biases` counts the bias elements of a layer; `tied`:
-    the head is the embedding; `head_norms`: queries and keys are normalised (Qwen3)."""
+    """A model of one of TYPES. `layer_biases` counts the bias elements of a layer; `tied`: the head is the embedding;
+    `head_norms`: queries and keys are normalised (Qwen3)."""
 
     vocab_size: int
     hidden_size: int
@@ -47,7 +47,7 @@ SHAPES = {  # for machines that cannot reach the hub
 
 
 def shape_of(config: PretrainedConfig) -> Shape | None:
-    """The shape of a model, None for a type that is not among inference.llama_decoder.TYPES."""
+    """The shape of a model, None for a type that is not among TYPES."""
     if config.model_type not in TYPES:
         return None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
