@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # What:     SFT on Countdown with Qwen2.5-3B: 5 epochs of the 10,240 solutions, the paper's recipe (arXiv 2505.16984).
 # Hardware: 4 GPUs with 80 GB (H100 in the paper), 100 GB of CPU memory, 100 GB of disk (2 checkpoints).
+# Hours:    0.1 on H100, 0.3 on A100 (with our engine 0.1 and 0.4), 0.3 on A100 with 40 GB, 0.9 on
+#           RTX 4090: estimated, never run (`--check` tells how).
+# Memory:   MEMORY=40 or 24 before the call for smaller GPUs, MEMORY=auto for those here; what each takes is said below. With 24 GB
+#           what the optimiser needs waits in CPU memory, 68 GB of it.
+# Engine:   vLLM where it is installed with CUDA, else our own; both give back what they hold while the actor learns.
 # Expect:   about .445 greedy accuracy on the 1,024 test problems after the last epoch (read off the paper's figure;
 #           one seed). Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
@@ -9,6 +14,12 @@
 # How:      bash launch_scripts/sft_qwen3b.sh          # append --check to see the plan, or any flag to change it
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/memory.sh
+case "$MEMORY" in # GB of a GPU; at the end of a line what the run takes of one, as the plan estimates it
+    80) memory=(--max_tokens_per_micro_batch 10240 --kv_cache_gb 12 --engine_memory_fraction 0.25) ;; # 72 GiB
+    40) memory=(--max_tokens_per_micro_batch 2048 --kv_cache_gb 12 --engine_memory_fraction 0.45) ;; # 35 GiB
+    24) memory=(--gradient_checkpointing --offload --max_tokens_per_micro_batch 16384 --kv_cache_gb 8 --engine_memory_fraction 0.55) ;; # 19 GiB
+esac
 source launch_scripts/setup.sh auto
 source launch_scripts/launcher.sh 4
 
@@ -33,8 +44,8 @@ deepspeed --quiet "${launcher[@]}" training/sft.py \
     --save_every 100 \
     --zero_stage 3 \
     --dtype bfloat16 \
-    --gradient_checkpointing \
-    --max_tokens_per_micro_batch 16384 \
-    --kv_cache_gb 24 \
-    --engine torch \
+    "${memory[@]}" \
+    --free_replica \
+    --sleep_level 2 \
+    --engine auto \
     "$@"

@@ -2,6 +2,11 @@
 # What:     SFT, then RFT from its last checkpoint (also the reference), on Countdown with Qwen2.5-3B, the paper's
 #           recipe (arXiv 2505.16984).
 # Hardware: 4 GPUs with 80 GB (H100 in the paper), 100 GB of CPU memory, 350 GB of disk (7 checkpoints).
+# Hours:    2.6 on H100, 7.2 on A100 (with our engine 3.3 and 8.3), 8.6 on A100 with 40 GB, 17.1 on
+#           RTX 4090: estimated, never run (`--check` tells how).
+# Memory:   MEMORY=40 or 24 before the call for smaller GPUs, MEMORY=auto for those here; what each takes is said below. With 24 GB
+#           what the optimiser needs waits in CPU memory, 74 GB of it.
+# Engine:   vLLM where it is installed with CUDA, else our own; both give back what they hold while the actor learns.
 # Expect:   about .51 hint-free greedy accuracy on the 1,024 test problems at step 500 (read off the paper's figure;
 #           one seed). Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
@@ -12,6 +17,21 @@
 #           again: a finished first half is not run again, and the half that was cut goes on from its latest checkpoint.
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/memory.sh
+case "$MEMORY" in # GB of a GPU; at the end of a line what that half takes of one, as the plan estimates it
+    80)
+        sft_memory=(--max_tokens_per_micro_batch 10240 --kv_cache_gb 12 --engine_memory_fraction 0.25) # 72 GiB
+        rft_memory=(--max_tokens_per_micro_batch 9216 --kv_cache_gb 10 --engine_memory_fraction 0.25) # 71 GiB
+        ;;
+    40)
+        sft_memory=(--max_tokens_per_micro_batch 2048 --kv_cache_gb 12 --engine_memory_fraction 0.45) # 35 GiB
+        rft_memory=(--gradient_checkpointing --max_tokens_per_micro_batch 16384 --kv_cache_gb 10 --engine_memory_fraction 0.45) # 37 GiB
+        ;;
+    24)
+        sft_memory=(--gradient_checkpointing --offload --max_tokens_per_micro_batch 16384 --kv_cache_gb 8 --engine_memory_fraction 0.55) # 19 GiB
+        rft_memory=(--gradient_checkpointing --offload --max_tokens_per_micro_batch 16384 --kv_cache_gb 10 --engine_memory_fraction 0.55) # 21 GiB
+        ;;
+esac
 source launch_scripts/setup.sh auto
 source launch_scripts/launcher.sh 4
 
@@ -67,10 +87,10 @@ if [[ ! -f "$sft_model/config.json" || -n "$is_check$is_new" ]]; then
         --save_every 100 \
         --zero_stage 3 \
         --dtype bfloat16 \
-        --gradient_checkpointing \
-        --max_tokens_per_micro_batch 16384 \
-        --kv_cache_gb 24 \
-        --engine torch \
+        "${sft_memory[@]}" \
+        --free_replica \
+        --sleep_level 2 \
+        --engine auto \
         "$@"
 fi
 # --check tells the plan of the second half before there is a first, with the model that both halves begin with.
@@ -96,8 +116,8 @@ train rft \
     --save_every 100 \
     --zero_stage 3 \
     --dtype bfloat16 \
-    --gradient_checkpointing \
-    --max_tokens_per_micro_batch 16384 \
-    --kv_cache_gb 24 \
-    --engine torch \
+    "${rft_memory[@]}" \
+    --free_replica \
+    --sleep_level 2 \
+    --engine auto \
     "$@"

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # What:     UFT on Countdown with Qwen2.5-0.5B, the paper's recipe (arXiv 2505.16984).
 # Hardware: 2 GPUs with 80 GB (H100 in the paper), 40 GB of disk (5 checkpoints).
+# Hours:    0.8 on H100, 2.2 on A100 (with our engine 0.9 and 2.5), 2.3 on A100 with 40 GB, 4.7 on
+#           RTX 4090: estimated, never run (`--check` tells how).
+# Memory:   MEMORY=40 or 24 before the call for smaller GPUs, MEMORY=auto for those here; what each takes is said below.
+# Engine:   vLLM where it is installed with CUDA, else our own; both give back what they hold while the actor learns.
 # Expect:   about .505 hint-free greedy accuracy on the 1,024 test problems at step 500 (read off the paper's figure;
 #           one seed). Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
@@ -8,6 +12,12 @@
 # How:      bash launch_scripts/uft_qwen0.5b.sh        # append --check to see the plan, or any flag to change it
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/memory.sh
+case "$MEMORY" in # GB of a GPU; at the end of a line what the run takes of one, as the plan estimates it
+    80) memory=(--max_tokens_per_micro_batch 16384 --kv_cache_gb 7 --engine_memory_fraction 0.15) ;; # 39 GiB
+    40) memory=(--max_tokens_per_micro_batch 14336 --kv_cache_gb 7 --engine_memory_fraction 0.3) ;; # 36 GiB
+    24) memory=(--gradient_checkpointing --max_tokens_per_micro_batch 16384 --kv_cache_gb 7 --engine_memory_fraction 0.5) ;; # 20 GiB
+esac
 source launch_scripts/setup.sh auto
 source launch_scripts/launcher.sh 2
 
@@ -40,8 +50,8 @@ deepspeed --quiet "${launcher[@]}" training/uft.py \
     --save_every 100 \
     --zero_stage 3 \
     --dtype bfloat16 \
-    --gradient_checkpointing \
-    --max_tokens_per_micro_batch 16384 \
-    --kv_cache_gb 24 \
-    --engine torch \
+    "${memory[@]}" \
+    --free_replica \
+    --sleep_level 2 \
+    --engine auto \
     "$@"

@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
 # What:     UFT on Countdown with Qwen2.5-1.5B, the paper's recipe (arXiv 2505.16984).
 # Hardware: 2 GPUs with 80 GB (H100 in the paper), 125 GB of disk (5 checkpoints).
+# Hours:    2.3 on H100, 6.8 on A100 (with our engine 2.8 and 7.3), 7.8 on A100 with 40 GB, 15.1 on
+#           RTX 4090: estimated, never run (`--check` tells how).
+# Memory:   MEMORY=40 or 24 before the call for smaller GPUs, MEMORY=auto for those here; what each takes is said below. With 24 GB
+#           what the optimiser needs waits in CPU memory, 37 GB of it.
+# Engine:   vLLM where it is installed with CUDA, else our own; both give back what they hold while the actor learns.
 # Expect:   no number for this model was read off the paper's figures. Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
 #           MATH and Logic have longer prompts: DATA=math or DATA=kk_logic, and append --max_prompt_length 1024.
 # How:      bash launch_scripts/uft_qwen1.5b.sh        # append --check to see the plan, or any flag to change it
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/memory.sh
+case "$MEMORY" in # GB of a GPU; at the end of a line what the run takes of one, as the plan estimates it
+    80) memory=(--max_tokens_per_micro_batch 15360 --kv_cache_gb 15 --engine_memory_fraction 0.3) ;; # 73 GiB
+    40) memory=(--gradient_checkpointing --max_tokens_per_micro_batch 16384 --kv_cache_gb 8 --engine_memory_fraction 0.35) ;; # 33 GiB
+    24) memory=(--gradient_checkpointing --offload --max_tokens_per_micro_batch 16384 --kv_cache_gb 8 --engine_memory_fraction 0.6) ;; # 18 GiB
+esac
 source launch_scripts/setup.sh auto
 source launch_scripts/launcher.sh 2
 
@@ -39,8 +50,8 @@ deepspeed --quiet "${launcher[@]}" training/uft.py \
     --save_every 100 \
     --zero_stage 3 \
     --dtype bfloat16 \
-    --gradient_checkpointing \
-    --max_tokens_per_micro_batch 16384 \
-    --kv_cache_gb 24 \
-    --engine torch \
+    "${memory[@]}" \
+    --free_replica \
+    --sleep_level 2 \
+    --engine auto \
     "$@"

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # What:     UFT on Countdown with Qwen2.5-3B, the paper's recipe (arXiv 2505.16984).
 # Hardware: 4 GPUs with 80 GB (H100 in the paper), 100 GB of CPU memory, 250 GB of disk (5 checkpoints).
+# Hours:    2.5 on H100, 6.9 on A100 (with our engine 3.2 and 8.0), 8.2 on A100 with 40 GB, 16.2 on
+#           RTX 4090: estimated, never run (`--check` tells how).
+# Memory:   MEMORY=40 or 24 before the call for smaller GPUs, MEMORY=auto for those here; what each takes is said below. With 24 GB
+#           what the optimiser needs waits in CPU memory, 74 GB of it.
+# Engine:   vLLM where it is installed with CUDA, else our own; both give back what they hold while the actor learns.
 # Expect:   about .755 hint-free greedy accuracy on the 1,024 test problems at step 500 (read off the paper's figure;
 #           one seed). Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
@@ -8,6 +13,12 @@
 # How:      bash launch_scripts/uft_qwen3b.sh          # append --check to see the plan, or any flag to change it
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch_scripts/memory.sh
+case "$MEMORY" in # GB of a GPU; at the end of a line what the run takes of one, as the plan estimates it
+    80) memory=(--max_tokens_per_micro_batch 9216 --kv_cache_gb 10 --engine_memory_fraction 0.25) ;; # 71 GiB
+    40) memory=(--gradient_checkpointing --max_tokens_per_micro_batch 16384 --kv_cache_gb 10 --engine_memory_fraction 0.45) ;; # 37 GiB
+    24) memory=(--gradient_checkpointing --offload --max_tokens_per_micro_batch 16384 --kv_cache_gb 10 --engine_memory_fraction 0.55) ;; # 21 GiB
+esac
 source launch_scripts/setup.sh auto
 source launch_scripts/launcher.sh 4
 
@@ -40,8 +51,8 @@ deepspeed --quiet "${launcher[@]}" training/uft.py \
     --save_every 100 \
     --zero_stage 3 \
     --dtype bfloat16 \
-    --gradient_checkpointing \
-    --max_tokens_per_micro_batch 16384 \
-    --kv_cache_gb 24 \
-    --engine torch \
+    "${memory[@]}" \
+    --free_replica \
+    --sleep_level 2 \
+    --engine auto \
     "$@"

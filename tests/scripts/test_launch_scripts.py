@@ -1,11 +1,16 @@
 """What the launch scripts start: the paper's recipe, in flags that the training scripts accept."""
 
 import os
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from inference import hybrid_engine
 from tests.helpers import shells
 from tests.helpers.launching import ROOT
 from tests.helpers.shells import make_environment
@@ -13,6 +18,11 @@ from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
 from utils.run import processes
 from utils.run.cli import run_script
+from utils.setup.cards import CARDS, FILLED, best, flags_of
+from utils.setup.duration import TABLE, hours
+from utils.setup.memory import evaluation_parts, peak
+from utils.setup.memory_terms import GIB, Generation, Run
+from utils.setup.shapes import SHAPES
 from utils.tasks import countdown
 
 SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "eval": eval_script}
@@ -28,8 +38,9 @@ UFT = GRPO | STAGED | {"p_high": 0.95, "p_low": 0.05}
 SFT = COMMON | {"total_steps": 200, "mini_batch_prompts": 256, "lr": 1e-5, "warmup": 0.1, "beta2": 0.95,
                 "max_length": 1024}
 EVAL = {"max_prompt_length": 1024, "max_response_length": 1024}
-AS_THE_MACHINE_NEEDS = {"zero_stage", "dtype", "gradient_checkpointing", "max_tokens_per_micro_batch", "kv_cache_gb",
-                        "engine", "seed", "model", "data", "output_dir"}
+AS_THE_MACHINE_NEEDS = {"zero_stage", "dtype", "gradient_checkpointing", "offload", "max_tokens_per_micro_batch",
+                        "kv_cache_gb", "engine_memory_fraction", "free_replica", "sleep_level", "engine", "seed",
+                        "model", "data", "output_dir"}
 
 # script -> (training script, processes, model, recipe) of each command it starts, under --check
 EXPECTED = {
@@ -72,7 +83,8 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def bash(environment, tmp_path):
-    """bash(script, *words, **variables) -> (status, the words of each `deepspeed` it started)."""
+    """bash(script, *words, **variables) -> (status, the words of each `deepspeed` it started); `bash.errors`: what was
+    written to stderr, by call."""
 
     def start(script: str, *words: str, **variables: str) -> tuple[int, list[list[str]]]:
         record = tmp_path / "record"
@@ -82,8 +94,10 @@ def bash(environment, tmp_path):
         result = shells.bash(command, tmp_path, **(own | variables))
         assert "[setup]" not in result.stdout + result.stderr, "setup.sh takes the environment for incomplete"
         started = record.read_text().split("END\n")[:-1] if record.exists() else []
+        start.errors.append(result.stderr)
         return result.returncode, [one.splitlines() for one in started]
 
+    start.errors = []
     return start
 
 
@@ -141,14 +155,28 @@ def test_script_states_the_recipe_and_its_plan_is_the_recipes(bash, data, monkey
         if script == "eval":
             continue
         assert f"parameters {PARAMETERS[model]} memory per GPU about " in plan
-        assert "tokens per micro-batch at most 16384 on each process" in plan
-        gib = float(plan.split("memory per GPU about ")[1].split()[0])
-        assert 10 < gib < 72, "it is meant for 80 GB, of which some are the context's and the allocator's"
+        assert f"tokens per micro-batch at most {flags['max_tokens_per_micro_batch']} on each process" in plan
+        assert float(plan.split("on GPUs of 80 GB these flags ")[1].split()[0]) <= FILLED * CARDS[80]
+        assert all(f"on {num_processes} x {card} " in plan for card in TABLE)
         group = recipe.get("group_size")
         if group:
             assert f"256 prompts x {group} responses = {256 * group} updates per step 4, of {64 * group}" in plan
         else:
             assert "demonstrations per step 256" in plan and "updates per step 1, of 256" in plan
+
+
+def test_a_plan_made_on_a_gpu_is_for_that_gpu(bash, data, monkeypatch, capsys):
+    """Its memory with a context and large chunks of logits; the time of it alone."""
+    [words] = bash("uft_qwen3b", "--check")[1]
+    words[words.index("--data") + 1] = str(data)
+    for name, given in (("is_available", True), ("current_device", 0), ("get_device_name", "NVIDIA A100-SXM4-80GB"),
+                        ("get_device_properties", SimpleNamespace(total_memory=79 * GIB))):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, given=given: given)
+    monkeypatch.setattr(hybrid_engine, "find_spec", lambda _: None)
+    plan = plan_of(words, monkeypatch, capsys)
+    expected = peak(SHAPES[QWEN3B], replace(run_of(parts(words)[2], 4, 80, "torch"), test_problems=16))
+    assert f"memory per GPU about {expected / GIB:.2f} GiB" in plan and "context, NCCL, gaps 3.00 GiB" in plan
+    assert "on 4 x A100-80 " in plan and "H100" not in plan and "engine torch (no vLLM here)" in plan
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -173,6 +201,134 @@ def test_evaluation_takes_several_models_and_data_sets(bash):
     _, [words] = bash("eval_qwen3b", MODEL="a b", DATA="countdown math", GPUS="4")
     processes, _, flags = parts(words)
     assert (processes, flags["model"], flags["data"]) == (4, "a b", "countdown math")
+
+
+# ----- how a script fills GPUs -----
+
+
+def run_of(flags: dict[str, str], num_processes: int, gigabytes: int, engine: str) -> Run:
+    """The run of these flags on such GPUs."""
+    group_size, prompt, response = (int(flags.get(name, 0)) for name in (
+        "group_size", "max_prompt_length", "max_response_length"))
+    return Run(
+        weight_bytes=2, gpu_bytes=CARDS[gigabytes] * GIB, processes=num_processes, engine=engine, group_size=group_size,
+        row_length=prompt + group_size * response if group_size else int(flags["max_length"]), rows_per_prompt=1,
+        has_reference=float(flags.get("kl_coef", 0)) > 0, test_problems=1_024, max_prompt_length=prompt,
+        max_response_length=response, offload="offload" in flags, free_replica="free_replica" in flags,
+        gradient_checkpointing="gradient_checkpointing" in flags,
+        kv_cache_gb=float(flags["kv_cache_gb"]), engine_memory_fraction=float(flags["engine_memory_fraction"]),
+        **{name: int(flags[name]) for name in ("zero_stage", "prompts_per_step", "mini_batch_prompts",
+                                               "max_tokens_per_micro_batch", "sleep_level")},
+    )
+
+
+def memory_lines(name: str, gigabytes: int) -> list[tuple[str, int]]:
+    """(words, GiB in the comment) for each command of a script, by its `case` over MEMORY."""
+    lines, case = [], 0
+    for line in (ROOT / "launch_scripts" / f"{name}.sh").read_text().splitlines():
+        if found := re.match(r" +(80|40|24)\)", line):
+            case = int(found[1])
+        if (found := re.search(r"memory=\((.*)\).* # (\d+) GiB$", line)) and case == gigabytes:
+            lines.append((found[1], int(found[2])))
+    return lines
+
+
+@pytest.mark.parametrize("gigabytes", CARDS)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_script_fits_the_gpus_it_is_told_and_says_how_well(bash, name, gigabytes):
+    """With either engine; and its flags are those that the plan would advise."""
+    status, commands = bash(name, MEMORY=str(gigabytes))
+    lines = memory_lines(name, gigabytes)
+    assert status == 0 and len(lines) == len(commands) == len(EXPECTED[name])
+    for words, (_, _, model, _), (memory, told) in zip(commands, EXPECTED[name], lines, strict=True):
+        num_processes, script, flags = parts(words)
+        shape, most = SHAPES[model], FILLED * CARDS[gigabytes] * GIB
+        assert f" {memory} " in f" {' '.join(words)} "
+        if script == "eval":
+            run = Generation(
+                weight_bytes=2, gpu_bytes=CARDS[gigabytes] * GIB, max_prompt_length=1_024, max_response_length=1_024,
+                kv_cache_gb=float(flags["kv_cache_gb"]), engine="torch",
+                engine_memory_fraction=float(flags["engine_memory_fraction"]))
+            takes = [sum(evaluation_parts(shape, replace(run, engine=engine), 1_024, 1).values())
+                     for engine in ("torch", "vllm")]
+        else:
+            assert flags["engine"] == "auto"
+            runs = [run_of(flags, num_processes, gigabytes, engine) for engine in ("torch", "vllm")]
+            takes = [peak(shape, run) for run in runs]
+            for run in runs:
+                assert flags_of(best(shape, run)) == flags_of(run)
+        assert max(takes) <= most and max(takes) / GIB == pytest.approx(told, abs=1)
+
+
+GPUS = [("81559\n", "80"), ("40536\n81559\n", "40"), ("46068\n", "40"), ("24564\n", "24"), ("23034\n", "24")]
+
+
+@pytest.mark.parametrize(("mebibytes", "memory"), GPUS)
+def test_auto_takes_the_smallest_gpu(bash, tmp_path, mebibytes, memory):
+    (tmp_path / "nvidia-smi").write_text(f"#!/usr/bin/env bash\nprintf '{mebibytes}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert bash("uft_qwen3b", MEMORY="auto", PATH=path) == bash("uft_qwen3b", MEMORY=memory, PATH=path)
+    assert bash("uft_qwen3b", MEMORY=memory)[1] != []
+
+
+@pytest.mark.parametrize(("name", "memory", "mebibytes", "message"), [
+    ("uft_qwen3b", "12", "81559", "MEMORY=12: must be 80, 40 or 24 (GB of a GPU), or auto"),
+    ("uft_qwen3b", "auto", "", "MEMORY=auto: nvidia-smi names no GPU; give MEMORY=80, 40 or 24"),
+    ("uft_qwen3b", "auto", "NVIDIA-SMI has failed", "MEMORY=auto: nvidia-smi names no GPU"),
+    *((name, "auto", "16384", "MEMORY=auto: a GPU here has 16384 MiB, and with less than 24 GB this script's run does "
+       "not fit") for name in EXPECTED),
+])
+def test_where_no_setting_fits_nothing_starts(bash, tmp_path, name, memory, mebibytes, message):
+    (tmp_path / "nvidia-smi").write_text(f"#!/usr/bin/env bash\necho '{mebibytes}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert bash(name, MEMORY=memory, PATH=path) == (1, [])
+    assert f"error: {message}" in bash.errors[-1]
+
+
+HOURS = [("vllm", "H100"), ("vllm", "A100-80"), ("torch", "H100"), ("torch", "A100-80"), ("vllm", "A100-40"),
+         ("vllm", "RTX 4090")]  # as the head of a script names them
+
+
+def told_hours(name: str) -> list[str]:
+    text = " ".join((ROOT / "launch_scripts" / f"{name}.sh").read_text().replace("#", " ").split())
+    number = r"([\d.]+)"
+    return list(re.search(
+        f"Hours: {number} on H100, {number} on A100 .with our engine {number} and {number}., {number} on A100 with "
+        f"40 GB, {number} on RTX 4090: estimated, never run", text).groups())
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"eval_qwen3b"}))
+def test_the_hours_of_a_script_are_those_of_the_plan(bash, name):
+    for (engine, card), told in zip(HOURS, told_hours(name), strict=True):
+        gigabytes, total = TABLE[card].gigabytes, 0.0
+        for words, (_, _, model, _) in zip(bash(name, MEMORY=str(gigabytes))[1], EXPECTED[name], strict=True):
+            num_processes, _, flags = parts(words)
+            run = run_of(flags, num_processes, gigabytes, engine)
+            total += hours(SHAPES[model], run, TABLE[card], int(flags["total_steps"]), 25)[1]
+        assert total == pytest.approx(float(told), abs=0.051)
+
+
+def test_the_readmes_table_says_what_the_scripts_say():
+    text = (ROOT / "launch_scripts" / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if ".sh` | " in line]
+    told = {}
+    for scripts, *cells in rows:
+        for word in re.findall("`([^`]*)`", scripts):
+            told[word.removesuffix(".sh") if word.endswith(".sh") else f"{word}_qwen3b"] = cells
+    assert set(told) == set(EXPECTED) - {"eval_qwen3b"}
+    for name, (gpus, *cells) in told.items():
+        assert int(gpus) == EXPECTED[name][0][1]
+        for gigabytes, cell in zip(CARDS, cells[:3], strict=True):
+            lines = memory_lines(name, gigabytes)
+            letter = " (o)" if "--offload" in lines[-1][0] else " (r)" if "--grad" in lines[-1][0] else ""
+            assert cell == f"{max(gib for _, gib in lines)}{letter}"
+        assert cells[3:] == [hours for (engine, _), hours in zip(HOURS, told_hours(name), strict=True)
+                             if engine == "vllm"]
+
+
+# ----- two halves -----
 
 
 def half(folder: Path, checkpoint: str = "") -> None:

@@ -64,18 +64,23 @@ def peak(shape: Shape, run: Run) -> float:
     return sum(always.values()) + max(phases.values())
 
 
+def evaluation_parts(shape: Shape, run: Generation, prompts: int, samples: int) -> dict[str, float]:
+    """{name: bytes} of a process that generates `samples` responses to `prompts` prompts, on a GPU."""
+    parts = {"weights": run.weight_bytes * shape.parameters, "generating": generation(shape, run, prompts, samples)}
+    if run.vllm_bytes:
+        parts = {"vLLM": run.vllm_bytes}
+    return parts | ({"context and gaps": run.overhead} if run.overhead else {})
+
+
 def evaluation_facts(shape: Shape | None, run: Generation, prompts: int, samples: int) -> dict[str, str]:
-    """As `memory_facts`, where a process has the weights and generates `samples` responses to `prompts` prompts."""
+    """As `memory_facts`, for an evaluation."""
     if shape is None:
         return NO_ESTIMATE
-    weights, on_top = run.weight_bytes * shape.parameters, generation(shape, run, prompts, samples)
-    parts = f"weights {gib(weights)}, generating {gib(on_top)}"
-    if run.vllm_bytes:
-        weights, on_top, parts = run.vllm_bytes, 0.0, f"vLLM {gib(run.vllm_bytes)}"
-    parts += f", context and gaps {gib(run.overhead)}" if run.overhead else ""
+    parts = evaluation_parts(shape, run, prompts, samples)
     return {
         "parameters": f"{shape.parameters:,}",
-        "memory per GPU": f"about {gib(weights + on_top + run.overhead)} at most: {parts}",
+        "memory per GPU": f"about {gib(sum(parts.values()))} at most: "
+                          + ", ".join(f"{name} {gib(size)}" for name, size in parts.items()),
         "  keys and values": f"{gib(cache_need(shape, run, prompts, samples))} for all problems, at most "
                              f"{run.kv_cache_gb:g} GiB at a time",
     }
