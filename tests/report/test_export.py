@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.models import byte_tokenizer, tiny_model
 from utils import export
+from utils.chat import ChatTemplate
 from utils.report.runs import wilson_interval
 from utils.run.errors import BadInput
 
@@ -121,6 +123,23 @@ def test_a_beginning_of_sequence_token_is_in_the_lines_to_copy(run):
         folder = export.export(export.Args(str(run)))
         assert words in card_of(folder)[1]
         shutil.rmtree(folder)
+
+
+def test_a_chat_template_of_the_run_is_in_the_lines_to_copy(run):
+    """They give what utils/chat.py gives."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    (run / "args.json").write_text(json.dumps(ARGS | {"chat_template": "model", "system_prompt": "Think.",
+                                                      "think": True}))
+    _, text = card_of(export.export(export.Args(str(run))))
+    [lines] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "apply_chat_template" in block]
+    found = {"tokenizer": tokenizer, "prompt": SAMPLES[0]["prompt"]}
+    exec(lines, found)  # noqa: S102
+    assert found["prompt"] == ChatTemplate(tokenizer, "model", "Think.", True).prompt(SAMPLES[0]["prompt"])
+    assert found["prompt"] == "[system]Think.[user]Make 5.[assistant]<think> "
+    shutil.rmtree(run / "export_step_12")
+    (run / "samples.jsonl").write_text(json.dumps(SAMPLES[0] | {"prompt": "Make 5."}) + "\n")
+    assert 'prompt += "<think> "' not in card_of(export.export(export.Args(str(run))))[1]
 
 
 def test_what_is_not_there_or_damaged_is_refused(run, tmp_path):

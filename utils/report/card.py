@@ -93,7 +93,28 @@ def start_token(run: Run) -> str:
     path = run.checkpoint / "hf" / "tokenizer_config.json"
     token = json.loads(path.read_text(encoding="utf-8")).get("bos_token") if path.is_file() else None
     token = token.get("content") if isinstance(token, dict) else token
-    return token if token and run.args.get("bos", True) else ""
+    return token if token and run.args.get("bos", True) and not has_chat(run) else ""
+
+
+def has_chat(run: Run) -> bool:
+    """Whether prompts were a user's turn in a chat template."""
+    return run.args.get("chat_template", "none") != "none"
+
+
+def chat_turn(run: Run) -> str:
+    """How a prompt becomes what the model is given (utils/chat.py), as lines to copy."""
+    system, think = run.args.get("system_prompt", ""), run.args.get("think", True)
+    messages = [{"role": "system", "content": system}] if system else []
+    begins = (first_prompt(run) or "").rstrip().endswith("<think>")
+    more = '\nif not prompt.rstrip().endswith("<think>"):\n    prompt += "<think> "' if begins else ""
+    return f"""Prompts were a user's turn in the chat template; a `<think>` at their end begins the assistant's:
+
+```python
+question = prompt.rstrip().removesuffix("<think>").rstrip()
+prompt = tokenizer.apply_chat_template(
+    {messages} + [{{"role": "user", "content": question}}], tokenize=False,
+    add_generation_prompt=True{'' if think else ', enable_thinking=False'}){more}
+```"""
 
 
 def loading(run: Run, name: str) -> str:
@@ -144,7 +165,7 @@ def model_card(run: Run, name: str, evaluations: Sequence[str] = ()) -> str:
         "Fingerprints are those of the problems, as `--check` of the training script prints them.",
         *([f"Paper: [{paper}](https://arxiv.org/abs/{number})"] if paper else []),
         "## Accuracy", accuracy_table(run), *evaluations,
-        "## Use", *shown, loading(run, name),
+        "## Use", *shown, *([chat_turn(run)] if has_chat(run) else []), loading(run, name),
         "## Settings", table(["flag", "value"], settings),
     ]) + "\n"
 
