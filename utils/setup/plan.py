@@ -22,18 +22,9 @@ from utils.setup.duration import card_here, duration_facts
 from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
 from utils.setup.memory import evaluation_facts, memory_facts
 from utils.setup.memory_terms import Generation, Run
-from utils.tasks.own import Own, own_facts
+from utils.setup.own_flags import OwnFlags, own_data
+from utils.tasks.own import own_facts
 from utils.types import LongestGroup, Problem, Sampling
-
-
-class OwnFlags(Protocol):
-    """The flags that say how data of one's own are read, which every script has."""
-
-    test_data: str
-    prompt_column: str
-    solution_column: str
-    answer_column: str
-    verifier: str
 
 
 class Flags(OwnFlags, Protocol):
@@ -210,11 +201,6 @@ def make_plan(
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
     return Plan(flags, longest, inputs, problems, has_reference, run, start, changes)
-
-
-def own_data(flags: OwnFlags) -> Own:
-    return Own(test_data=flags.test_data, prompt_column=flags.prompt_column, solution_column=flags.solution_column,
-               answer_column=flags.answer_column, verifier=flags.verifier)
 
 
 def check_batch(flags: Flags, longest: LongestGroup, longest_is: str, num_problems: int) -> None:
