@@ -1,6 +1,6 @@
-"""Resident memory of a CPU process that trains, against the estimate of utils/setup/: one process, float32.
+"""Resident memory of a CPU process that trains, against the estimate of utils/setup/: one process.
 
-    python -m tests.bench.memory --zero_stage 0 --num_layers 8
+    python -m tests.bench.memory --zero_stage 0 --num_layers 8 --dtype bfloat16
 
 A random model takes one update and then makes gradients once more, so that weights, gradients and optimiser states are
 all there. On a CPU a buffer counts as far as it is written: of stage 3's bucket the n gradients that passed through.
@@ -32,6 +32,7 @@ class Args:
     vocab_size: int = 8_192  # ids
     hidden_size: int = 512  # width
     num_layers: int = 8  # layers
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights
 
 
 def resident() -> int:
@@ -43,7 +44,7 @@ def resident() -> int:
 
 
 def main(args: Args) -> None:
-    device = processes.join()
+    device, dtype = processes.join(), getattr(torch, args.dtype)
     config = Qwen2Config(
         vocab_size=max(args.vocab_size, VOCABULARY), hidden_size=args.hidden_size, num_hidden_layers=args.num_layers,
         intermediate_size=3 * args.hidden_size, num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=True,
@@ -63,22 +64,24 @@ def main(args: Args) -> None:
 
     small = Qwen2Config(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                         num_attention_heads=2, num_key_value_heads=2)
-    use(AutoModelForCausalLM.from_config(small, dtype=torch.float32))  # what libraries allocate at first use
+    use(AutoModelForCausalLM.from_config(small, dtype=dtype))  # what libraries allocate at first use
     before = resident()
-    actor = use(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    actor = use(AutoModelForCausalLM.from_config(config, dtype=dtype))
     grown = resident() - before
-    run = Run(weight_bytes=4, processes=1, zero_stage=args.zero_stage, offload=False, gradient_checkpointing=False,
-              has_reference=False, prompts_per_step=1, mini_batch_prompts=1, group_size=2, row_length=12,
-              rows_per_prompt=1, max_tokens_per_micro_batch=64, max_prompt_length=6, max_response_length=3,
-              kv_cache_gb=1.0, test_problems=1, gpu_bytes=0, engine="torch", engine_memory_fraction=0.3,
-              free_replica=False, sleep_level=0)
+    run = Run(weight_bytes=dtype.itemsize, processes=1, zero_stage=args.zero_stage, offload=False,
+              gradient_checkpointing=False, has_reference=False, prompts_per_step=1, mini_batch_prompts=1,
+              group_size=2, row_length=12, rows_per_prompt=1, max_tokens_per_micro_batch=64, max_prompt_length=6,
+              max_response_length=3, kv_cache_gb=1.0, test_problems=1, gpu_bytes=0, engine="torch",
+              engine_memory_fraction=0.3, free_replica=False, sleep_level=0)
     shape = shape_of(config)
     states, _ = training_states(shape.parameters, run)
-    bucket = 4 * shape.parameters if args.zero_stage == 3 else 0  # the part that is written
+    bucket = dtype.itemsize * shape.parameters if args.zero_stage == 3 else 0  # the part that is written
     predicted = sum(states.values()) + bucket
-    print(json.dumps({"zero_stage": actor.zero_stage, "parameters": shape.parameters, "grown MB": round(grown / 1e6, 1),
-                      "predicted MB": round(predicted / 1e6, 1), "ratio": round(grown / predicted, 3),
-                      "bytes per parameter": round(grown / shape.parameters, 2)}))
+    print(json.dumps({
+        "zero_stage": actor.zero_stage, "dtype": args.dtype, "parameters": shape.parameters,
+        "grown MB": round(grown / 1e6, 1), "predicted MB": round(predicted / 1e6, 1),
+        "ratio": round(grown / predicted, 3), "bytes per parameter": round(grown / shape.parameters, 2),
+    }))
     processes.end()
 
 
