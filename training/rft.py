@@ -1,4 +1,4 @@
-"""RFT: reinforcement fine-tuning with verifier rewards (GRPO).
+"""RFT: reinforcement fine-tuning with verifier rewards (GRPO, arXiv 2402.03300).
 
     loss = pg_loss + kl_coef * kl_loss - entropy_coef * entropy
 

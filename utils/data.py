@@ -68,6 +68,8 @@ def load_splits(
         pool.num_workers()
     except ValueError as error:
         raise BadInput(str(error)) from error
+    if not splits:
+        return {}, ""
     if name not in BUILT_IN and is_own(name):
         rows, words = convert(name, own)
         for split in splits:

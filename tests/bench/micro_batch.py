@@ -24,6 +24,7 @@ from tests.bench.workload import groups_of
 from utils.actor import Actor
 from utils.packing import pack
 from utils.run import processes
+from utils.setup.memory_terms import GPU_OVERHEAD
 from utils.types import LongestGroup
 
 GIB = 2**30
@@ -54,7 +55,7 @@ def flags_of(args: Args, rows: int) -> dict:
 def foreseen(args: Args, shape: ShapeName, rows: int) -> float:
     """GiB of a micro-batch of so many rows and its step, as the estimate has it."""
     phases = training(QWEN[shape], **flags_of(args, rows))
-    return max(phases["backward pass"], phases["optimiser step"]) / GIB
+    return (max(phases["backward pass"], phases["optimiser step"]) + GPU_OVERHEAD) / GIB
 
 
 def most_rows(args: Args, shape: ShapeName, gib: float) -> int:

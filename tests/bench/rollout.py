@@ -36,7 +36,7 @@ from utils.data import load_problems
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
 from utils.run import processes
-from utils.setup.memory import shape_of
+from utils.setup.shapes import shape_of
 from utils.types import Prompt, Sampling
 
 GOAL = 0.5  # of the bandwidth

@@ -1,6 +1,6 @@
 """Models in the shapes of real ones, with random weights made where they are used; and what their work costs.
 
-    0.5B 1.5B 3B    Qwen2.5, the shapes of utils/setup/memory.SHAPES
+    0.5B 1.5B 3B    Qwen2.5, the shapes of utils/setup/shapes.SHAPES
 
     python -m tests.bench.shapes 0.5B FOLDER    # a folder with such a model, for the scripts
 """
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
 
 from training.tiny_base import make_tokenizer
-from utils.setup.memory import SHAPES, Shape
+from utils.setup.shapes import SHAPES, Shape
 from utils.types import Rollout
 
 ShapeName = Literal["", "0.5B", "1.5B", "3B"]  # "": no such shape, a small model

@@ -47,7 +47,7 @@ from utils.layouts import Masked
 from utils.packing import pack
 from utils.policy import Policy
 from utils.pretrained import load_model, resolve_dtype
-from utils.setup.memory import shape_of
+from utils.setup.shapes import shape_of
 from utils.types import Problem, Prompt, Rollout
 
 GOAL = 0.55  # MFU

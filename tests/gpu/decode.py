@@ -10,7 +10,7 @@ from tests.bench.cards import present_card, seconds_of
 from tests.bench.estimates import decoding
 from tests.bench.shapes import QWEN, config_of, decode_bytes, random_model
 from tests.gpu.checks import Box, Figure, at_most, check, equal, goal, note
-from utils.setup.memory import Shape, shape_of
+from utils.setup.shapes import Shape, shape_of
 from utils.types import Problem, Prompt, Rollout, Sampling
 
 GOAL = 0.5  # of the memory's bandwidth

@@ -15,9 +15,9 @@ from tests.gpu.checks import Box, Figure, between, check, equal, note
 from tests.gpu.heads import packed
 from training import uft
 from utils.actor import Actor
-from utils.setup.memory import shape_of
 from utils.setup.memory_probe import probe_memory
 from utils.setup.plan import Plan, make_plan
+from utils.setup.shapes import shape_of
 from utils.tasks import countdown
 from utils.types import LongestGroup
 

@@ -16,7 +16,7 @@ from utils import policy
 from utils.actor import Scorer, checkpoint_layers
 from utils.cpu_linear import use_onednn
 from utils.policy import Policy
-from utils.setup.memory import shape_of
+from utils.setup.shapes import shape_of
 from utils.types import Rollout
 
 GOAL = 0.55  # of the card's FLOP/s

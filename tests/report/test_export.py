@@ -78,7 +78,8 @@ def test_the_card_says_where_the_model_is_from_and_what_it_can_do(run):
     for fact in ("| base model | Qwen/Qwen2.5-0.5B |", "| method | uft |", "countdown; train f00d; test cafe",
                  "| steps | 10 of 20 |", "abc123, with changes", "| versions | torch 2.13.0 |", "| `lr` | `1e-06` |",
                  f"| this model (step 10) | 50.0% | {low:.1%} to {high:.1%} | 40 |", "| base model (step 0) | 25.0% |",
-                 "(https://arxiv.org/abs/2505.16984)", "    Make 5.\n    <think> ", "max_new_tokens=64", r"a \| b"):
+                 "\nPaper: https://arxiv.org/abs/2505.16984\n", "\nUFT: unified supervised",
+                 "    Make 5.\n    <think> ", "max_new_tokens=64", r"a \| b"):
         assert fact in text, fact
     assert "/home/me" not in text and "resume" not in text  # no places of the machine
 

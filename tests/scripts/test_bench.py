@@ -9,7 +9,7 @@ from tests.bench.micro_batch import Args, foreseen, most_rows
 from tests.bench.shapes import QWEN, config_of, decode_bytes, random_model, save_model, update_flops
 from tests.bench.workload import groups_of
 from training.tiny_base import make_tokenizer
-from utils.setup.memory import Shape, shape_of
+from utils.setup.shapes import Shape, shape_of
 
 SMALL = Shape(40, 16, 24, 2, 4, 2, 4, layer_biases=32)
 

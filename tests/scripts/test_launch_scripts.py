@@ -169,7 +169,8 @@ def test_a_plan_made_on_a_gpu_is_for_that_gpu(bash, data, monkeypatch, capsys):
     """Its memory with a context and large chunks of logits; the time of it alone."""
     [words] = bash("uft_qwen3b", "--check")[1]
     words[words.index("--data") + 1] = str(data)
-    for name, given in (("is_available", True), ("current_device", 0), ("get_device_name", "NVIDIA A100-SXM4-80GB"),
+    for name, given in (("is_available", True), ("current_device", 0), ("device_count", 4),
+                        ("get_device_capability", (8, 0)), ("get_device_name", "NVIDIA A100-SXM4-80GB"),
                         ("get_device_properties", SimpleNamespace(total_memory=79 * GIB))):
         monkeypatch.setattr(torch.cuda, name, lambda *_, given=given: given)
     monkeypatch.setattr(hybrid_engine, "find_spec", lambda _: None)

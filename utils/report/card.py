@@ -1,5 +1,6 @@
 """The model card of a run's checkpoint: where the model is from, what it can do, how it is loaded."""
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,17 +10,12 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from utils import ROOT
 from utils.report.runs import ACCURACY, data_name, evaluation_interval, read_args, read_metrics, table
 from utils.run.output_dir import read_jsonl
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PAPERS = {  # script -> what describes its method
-    "uft": ("UFT: Unifying Supervised and Reinforcement Fine-Tuning", "2505.16984"),
-    "stage": ("UFT: Unifying Supervised and Reinforcement Fine-Tuning, where it is the baseline Stage", "2505.16984"),
-    "r3": ("Training Large Language Models for Reasoning through Reverse Curriculum Reinforcement Learning",
-           "2402.05808"),
-    "rft": ("DeepSeekMath, which introduces GRPO", "2402.03300"),
-}
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 NOT_TOLD = {  # of args.json: what says nothing of the model, or names places on the machine
     "model", "data", "test_data", "verifier", "output_dir", "resume", "resume_step", "allow_changes", "overwrite",
     "check", "dump_batch", "tracker", "timeout_minutes", "keep_last", "keep_every", "probe_memory",
@@ -154,7 +150,7 @@ def model_card(run: Run, name: str, evaluations: Sequence[str] = ()) -> str:
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items() if version) or "unknown",
         "date": environment.get("date", "unknown"),
     }
-    paper, number = PAPERS.get(run.method, ("", ""))
+    about, paper = described(run.method)
     prompt = first_prompt(run)
     shown = [f"Prompts are like this one:\n\n{indented(prompt)}"] if prompt else []
     settings = [[f"`{key}`", f"`{json.dumps(value)}`"] for key, value in args.items() if key not in NOT_TOLD]
@@ -163,11 +159,20 @@ def model_card(run: Run, name: str, evaluations: Sequence[str] = ()) -> str:
         f"# {name.rsplit('/', 1)[-1]}",
         table(["", ""], [[key, value] for key, value in facts.items()]),
         "Fingerprints are those of the problems, as `--check` of the training script prints them.",
-        *([f"Paper: [{paper}](https://arxiv.org/abs/{number})"] if paper else []),
+        *([about] if about else []), *([f"Paper: https://arxiv.org/abs/{paper}"] if paper else []),
         "## Accuracy", accuracy_table(run), *evaluations,
         "## Use", *shown, *([chat_turn(run)] if has_chat(run) else []), loading(run, name),
         "## Settings", table(["flag", "value"], settings),
     ]) + "\n"
+
+
+def described(method: str) -> tuple[str, str]:
+    """The first line of the script training/<method>.py, which says what it does, and the number on arXiv of the first
+    paper that its text names; empty where there is none."""
+    script = ROOT / "training" / f"{method}.py"
+    text = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "") if script.is_file() else ""
+    papers = ARXIV.findall(text)
+    return text.split("\n")[0], papers[0] if papers else ""
 
 
 def indented(text: str) -> str:
