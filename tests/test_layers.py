@@ -20,7 +20,7 @@ LAYERS = (  # the first prefix that fits a module says its layer
 ONLY_IN = {  # package -> who imports it
     "deepspeed": {"utils.actor", "utils.run.processes", "inference.deepspeed_engine"},
     "vllm": {"inference.vllm_engine"},
-    "matplotlib": {"utils.report.curves", "utils.report.comparison", "utils.report.depths", "utils.report.runs"},
+    "matplotlib": {"utils.report.curves", "utils.report.comparison", "utils.report.depths", "utils.report.figures"},
 }
 
 

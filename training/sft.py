@@ -27,7 +27,7 @@ from utils.losses import masked_mean
 from utils.metrics import LossSums, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches
 from utils.pretrained import load_model, resolve_dtype
-from utils.report.curves import close_run
+from utils.report.closing import close_run
 from utils.run import distributed, processes
 from utils.run.cli import run_script
 from utils.run.errors import BelowOne, Fraction, Minutes, NotNegative, Positive

@@ -31,7 +31,7 @@ from utils.metrics import LossSums, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.pretrained import load_model, resolve_dtype
 from utils.prompts import solution_slices
-from utils.report.curves import close_run
+from utils.report.closing import close_run
 from utils.rollouts import rollout_metrics, rollout_texts, score_rollouts
 from utils.run import distributed, processes
 from utils.run.cli import run_script

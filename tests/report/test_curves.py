@@ -5,8 +5,9 @@ from PIL import Image
 
 from utils.report import __main__ as report_command
 from utils.report import curves
+from utils.report.closing import closing_table
 from utils.report.comparison import several_runs_table
-from utils.report.curves import closing_table, plot_curves
+from utils.report.curves import plot_curves
 from utils.report.runs import read_metrics, wilson_interval
 
 

@@ -539,9 +539,11 @@ def test_check_without_the_models_files(call, flags):
 
 
 @pytest.mark.slow
-def test_check_from_the_shell(flags):
-    assert "all checks passed" in succeed(start("training/uft.py", flags | {"check": True})).stdout
-    assert not flags["output_dir"].exists()
+def test_check_from_the_shell_writes_nothing_and_imports_nothing_that_draws(flags):
+    result = succeed(start("training/uft.py", flags | {"check": True}, PYTHONPROFILEIMPORTTIME="1"))
+    assert "all checks passed" in result.stdout and not flags["output_dir"].exists()
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch" in imported and "matplotlib" not in imported
 
 
 @pytest.mark.parametrize(("changes", "message"), [

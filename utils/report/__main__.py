@@ -14,8 +14,9 @@ from typing import Annotated
 import tyro
 
 from utils.report import comparison
+from utils.report.closing import closing_table
 from utils.report.comparison import several_runs_table
-from utils.report.curves import closing_table, plot_curves
+from utils.report.curves import plot_curves
 from utils.report.runs import has_evaluation
 
 

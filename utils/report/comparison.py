@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.data import BUILT_IN_FOLDER, load_problems
+from utils.report.figures import COLOURS, save_small
 from utils.report.runs import (
     ACCURACY,
-    COLOURS,
     data_name,
     distinct_names,
     evaluation_interval,
@@ -22,7 +22,6 @@ from utils.report.runs import (
     read_args,
     read_evaluations,
     read_metrics,
-    save_small,
     seed_counts,
     table,
     without_data,

@@ -1,4 +1,4 @@
-"""What one run comes to: curves.png and the closing table."""
+"""What one run comes to, as curves: curves.png."""
 
 import math
 from collections.abc import Sequence
@@ -7,23 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.report.runs import (
-    ACCURACY,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    evaluation_interval,
-    read_evaluations,
-    read_metrics,
-    save_small,
-    table,
-)
-from utils.run import distributed
-from utils.tasks.registry import best_constant_answer
-from utils.types import Problem
-
-# ----- curves -----
+from utils.report.figures import BLUE, GREEN, ORANGE, PURPLE, save_small
+from utils.report.runs import ACCURACY, evaluation_interval, read_metrics
 
 
 def draw(axes: Axes, lines: list[dict], curves: dict[str, tuple[str, str]]) -> list[str]:
@@ -95,38 +80,3 @@ def plot_curves(output_dir: str | Path) -> Path:
     path = output_dir / "curves.png"
     save_small(figure, path)
     return path
-
-
-# ----- tables -----
-
-
-def closing_table(output_dir: str | Path, extra: tuple[str, float, str] | None = None) -> str:
-    """Markdown: the first evaluation (base, where it is at step 0), the last (trained), and `extra` = (name, accuracy,
-    description), such as the best constant answer pattern. Accuracies carry the 95 % interval."""
-    evaluations = read_evaluations(output_dir)
-    rows = []
-    for line in evaluations[:1] + evaluations[1:][-1:]:
-        name = "trained" if line["step"] else "base"
-        low, high = evaluation_interval(line)
-        rows.append([
-            f"{name} (step {line['step']})",
-            f"{line[ACCURACY]:.1%} ({low:.1%} to {high:.1%})",
-            f"{line['eval/format']:.1%}",
-            f"{line['eval/response_tokens']:.1f}",
-        ])
-    if extra:
-        name, accuracy, description = extra
-        rows.append([f"{name}: {description}" if description else name, f"{accuracy:.1%}", "", ""])
-    header = ["", f"accuracy on {evaluations[-1]['eval/n']} problems (95 % interval)", "format", "response tokens"]
-    return table(header, rows)
-
-
-def close_run(output_dir: str, test_problems: list[Problem], num_done: int, is_end: bool) -> None:
-    """The last words of a run, from the first process: its curves and table, or that it can go on."""
-    if not distributed.is_main():
-        return
-    if is_end:
-        table_of_run = closing_table(output_dir, best_constant_answer(test_problems))
-        print(f"curves: {plot_curves(output_dir)}\n\n{table_of_run}", flush=True)
-    else:
-        print(f"interrupted after step {num_done}, saved; go on with --resume", flush=True)

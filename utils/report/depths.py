@@ -17,14 +17,13 @@ import tyro
 from matplotlib.figure import Figure
 
 from utils.report.comparison import data_folder
+from utils.report.figures import COLOURS, save_small
 from utils.report.runs import (
     ACCURACY,
-    COLOURS,
     has_evaluation,
     named_groups,
     read_args,
     read_evaluations,
-    save_small,
     table,
 )
 from utils.tasks.tree import load_setting

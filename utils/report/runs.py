@@ -1,22 +1,15 @@
 """Reading runs: their lines, what they were given, which belong together; intervals and Markdown tables."""
 
-import io
 import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from PIL import Image
-
 from utils.run.output_dir import read_jsonl
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 ACCURACY = "eval/accuracy"
-# Okabe and Ito's palette: told apart by the colour-blind too. A group keeps its place in it over all panels.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -107,11 +100,3 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     rule = [":--"] + ["--:"] * (len(header) - 1)
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (header, rule, *rows)]
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def save_small(figure: Figure, path: Path) -> None:
-    """The figure as a PNG with a palette, a third of the bytes."""
-    image = io.BytesIO()
-    figure.savefig(image)
-    colours = Image.open(image).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    colours.save(path, optimize=True)
