@@ -7,6 +7,9 @@ import re
 # Before anything imports transformers: a test that reaches for the network fails at once and on every machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Of each rank that is launched .7 s: DeepSpeed imports an optimiser that is compiled, and with it PyTorch's compiler.
+# test_layers.py: nothing of ours is compiled.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 from pathlib import Path
 
@@ -35,6 +38,9 @@ def wants_gpu(markers: str) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files whose tests start runs come first (launch_scripts/test.sh): no worker is left alone with one at the end.
+    with_runs = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in with_runs)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -1,6 +1,7 @@
 """Who may import whom: a file imports from its own layer or lower, so it can be understood without what is above."""
 
 import ast
+import re
 
 import pytest
 
@@ -73,6 +74,12 @@ def test_a_heavy_package_is_imported_in_few_places(package):
 
 def test_reports_need_no_torch():
     assert not [name for name in modules() if name.startswith("utils.report.") and "torch" in packages(name)]
+
+
+def test_nothing_is_compiled_since_tests_would_not_show_it():
+    """conftest.py: they run without PyTorch's compiler."""
+    assert not [name for name, path in modules().items() if re.search(r"torch\.compile|torch\._dynamo|TORCHDYNAMO",
+                                                                      path.read_text())]
 
 
 # ----- the test of the test -----

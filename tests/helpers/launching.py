@@ -1,5 +1,6 @@
 """Starting the scripts as a user does: `deepspeed --num_gpus N training/uft.py ...` from the repository root."""
 
+import json
 import os
 import signal
 import socket
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils import ROOT
 from utils.report.runs import read_metrics
 
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
+IN_TURN = "tests/workers/in_turn.py"
 TIMEOUT = 240  # seconds; a run that takes longer hangs
 may_start = True  # whether the present test is marked slow, as one that starts processes must be (conftest.py)
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # both: the launcher overwrites the first
@@ -59,6 +61,22 @@ def launch_words(
 def start(script: str, flags: dict, **variables: str | None) -> subprocess.CompletedProcess:
     """The script as one plain process, no launcher."""
     return run([sys.executable, script, *to_words(flags)], **variables)
+
+
+def launch_in_turn(
+    runs: Sequence[tuple[str, dict]], num_processes: int, **variables: str
+) -> subprocess.CompletedProcess:
+    """Several (script, flags), one after another in the same processes; ends with the first that fails."""
+    return launch_words(IN_TURN, [in_words(runs)], num_processes, **variables)
+
+
+def start_in_turn(runs: Sequence[tuple[str, dict]], **variables: str) -> subprocess.CompletedProcess:
+    """The same as one plain process."""
+    return run([sys.executable, IN_TURN, in_words(runs)], **variables)
+
+
+def in_words(runs: Sequence[tuple[str, dict]]) -> str:
+    return json.dumps([[script, *to_words(flags)] for script, flags in runs])
 
 
 def run(

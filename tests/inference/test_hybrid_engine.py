@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2Config, Qwen
 from inference import hybrid_engine
 from inference.hybrid_engine import check_engine, choose_engine
 from tests.helpers.float64 import CLOSE, IN_FLOAT64
-from tests.helpers.launching import evaluation_lines, launch, succeed, training_lines
+from tests.helpers.launching import evaluation_lines, launch, start, start_in_turn, succeed, training_lines
 from tests.helpers.models import CPU, random_groups, scorer, tiny_model
 from utils import guards
 from utils.guards import engine_mismatch
@@ -178,11 +178,11 @@ def test_a_sync_that_is_left_out_stops_the_run(tmp_path, flags):
 
 @pytest.mark.slow
 def test_a_sync_that_is_left_out_stops_sft_too(tmp_path, flags):
-    """Which samples nothing, but would evaluate the old weights."""
+    """Which samples nothing, but would evaluate the old weights. One process: what two do then is tested above."""
     own = {flag: value for flag, value in flags.items() if flag not in ("group_size", "kl_coef")} | {
         "max_length": 96, "engine": "torch", "zero_stage": 3, "max_logprob_mismatch": 1e-3, "eval_every": 1,
         "output_dir": tmp_path / "run"}
-    result = launch("tests/workers/stale_sync.py", own, num_processes=2)
+    result = start("tests/workers/stale_sync.py", own)
     assert result.returncode != 0
     assert result.stderr.count("stopped: the engine's log-probabilities differ") == 1
     lines = evaluation_lines(tmp_path / "run")
@@ -196,12 +196,10 @@ def test_a_sync_that_is_left_out_stops_sft_too(tmp_path, flags):
 @pytest.mark.numerics
 def test_engine_logprobs_give_the_losses_of_recomputed_ones(tmp_path, flags, exact_base_model):
     """In float64, with a cap that cuts nothing."""
-    lines = {}
-    for old in ("actor", "engine"):
-        own = {"model": exact_base_model, "old_logprobs": old, "max_engine_ratio": 100, "zero_stage": 0,
-               "output_dir": tmp_path / old}
-        succeed(launch("training/rft.py", flags | own, num_processes=1, **IN_FLOAT64))
-        lines[old] = training_lines(tmp_path / old)
+    own = {"model": exact_base_model, "max_engine_ratio": 100, "zero_stage": 0}
+    runs = [flags | own | {"old_logprobs": old, "output_dir": tmp_path / old} for old in ("actor", "engine")]
+    succeed(start_in_turn([("training/rft.py", run) for run in runs], **IN_FLOAT64))
+    lines = {old: training_lines(tmp_path / old) for old in ("actor", "engine")}
     for actors, engines in zip(lines["actor"], lines["engine"], strict=True):
         for name in ("loss", "pg_loss", "entropy", "grad_norm", "accuracy", "response_tokens"):
             assert engines[name] == pytest.approx(actors[name], rel=CLOSE["rtol"], abs=CLOSE["atol"]), name

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.float64 import IN_FLOAT64
-from tests.helpers.launching import evaluation_lines, start, succeed, training_lines
+from tests.helpers.launching import evaluation_lines, start_in_turn, succeed, training_lines
 
 FOLDER = Path(__file__).parents[1] / "golden"
 NAMES = ("reward", "loss", "pg_loss", "kl_loss", "entropy", "sft_loss", "grad_norm", "hint_slices", "response_tokens")
@@ -23,27 +23,35 @@ STEPS = 20
 pytestmark = pytest.mark.numerics
 
 
-@pytest.mark.slow
-@pytest.mark.golden
-@pytest.mark.parametrize("name", ["uft", "rft", "r3", "stage", "sft"])
-def test_twenty_steps_give_the_golden_numbers(tmp_path, exact_base_model, countdown_data, name):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, exact_base_model, countdown_data):
+    """{name: folder of its run}, one after another in one process."""
     flags = {
-        "model": exact_base_model, "data": countdown_data, "output_dir": tmp_path / "run", "seed": 3,
+        "model": exact_base_model, "data": countdown_data, "seed": 3,
         "total_steps": STEPS, "eval_every": 10, "eval_problems": 32, "save_every": 99, "prompts_per_step": 8,
         "mini_batch_prompts": 4, "max_prompt_length": 64, "max_response_length": 40,
         "max_tokens_per_micro_batch": 400, "lr": 3e-4, "zero_stage": 0,
     }
-    own = {"max_length": 96} if name == "sft" else {"group_size": 4, "kl_coef": 0.1, "entropy_coef": 0.01}
-    if name in ("uft", "stage"):
-        own |= {"hint_steps": 12, "sft_coef": 0.1}
-    succeed(start(f"training/{name}.py", flags | own, OMP_NUM_THREADS="1", **IN_FLOAT64))
-    lines = training_lines(tmp_path / "run")
+    rl = {"group_size": 4, "kl_coef": 0.1, "entropy_coef": 0.01}
+    hinted = {"hint_steps": 12, "sft_coef": 0.1}
+    own = {"uft": rl | hinted, "rft": rl, "r3": rl, "stage": rl | hinted, "sft": {"max_length": 96}}
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in own}
+    runs = [(f"training/{name}.py", flags | own[name] | {"output_dir": folders[name]}) for name in own]
+    succeed(start_in_turn(runs, OMP_NUM_THREADS="1", **IN_FLOAT64))
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["uft", "rft", "r3", "stage", "sft"])
+def test_twenty_steps_give_the_golden_numbers(runs, name):
+    lines = training_lines(runs[name])
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
         terms = line["pg_loss"] + 0.1 * line["kl_loss"] - 0.01 * line["entropy"] + 0.1 * line["sft_loss"]
         assert line["loss"] == pytest.approx(line["sft_loss"] if name == "sft" else terms, abs=1e-12)
     found = {
-        "eval/accuracy": [line["eval/accuracy"] for line in evaluation_lines(tmp_path / "run")],
+        "eval/accuracy": [line["eval/accuracy"] for line in evaluation_lines(runs[name])],
         **{field: [line[field] for line in lines] for field in NAMES},
     }
     path = FOLDER / f"{name}.json"

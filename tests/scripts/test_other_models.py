@@ -17,7 +17,7 @@ from transformers import (
 
 from inference.deepspeed_engine import DeepSpeedEngine
 from inference.torch_engine import TorchEngine
-from tests.helpers.launching import start, succeed, training_lines
+from tests.helpers.launching import start_in_turn, succeed, training_lines
 from tests.helpers.models import EOS, byte_tokenizer, own_loss, random_prompts, scorer, tiny_model
 from utils.actor import checkpoint_layers
 from utils.data import load_problems
@@ -51,22 +51,36 @@ def sft_flags(model, countdown_data, output_dir):
 # ----- heads -----
 
 
-@pytest.mark.slow
-@pytest.mark.numerics
-@pytest.mark.parametrize(("kind", "settings"), [
+HEADS = [
     (GraniteForCausalLM, {"logits_scaling": 8.0}), (PhiForCausalLM, {}),
     (Gemma2ForCausalLM, {"final_logit_softcapping": 5.0}),
-])
+]
+
+
+@pytest.fixture(scope="module")
+def sft_runs(tmp_path_factory, base_model, countdown_data):
+    """{kind of model, or "contradictory": folder of its run of sft}, one after another in one process."""
+    folder, num_tokens = tmp_path_factory.mktemp("sft"), len(AutoTokenizer.from_pretrained(base_model))
+    models = {kind: write(tiny_model(kind, vocab_size=num_tokens, **settings), base_model, folder / kind.__name__)
+              for kind, settings in HEADS}
+    runs = {kind: folder / f"{kind.__name__}_run" for kind in models} | {"contradictory": folder / "run"}
+    every = {"prompts_per_step": 200, "mini_batch_prompts": 200}
+    flags = [sft_flags(model, countdown_data, runs[kind]) | every for kind, model in models.items()]
+    model = with_generation_config(base_model, folder / "model", do_sample=False, temperature=0.6, top_p=0.9)
+    flags.append(sft_flags(model, countdown_data, runs["contradictory"]))
+    succeed(start_in_turn([("training/sft.py", one) for one in flags]))
+    return runs
+
+
 @pytest.mark.slow
-def test_sft_trains_on_the_models_own_loss_whatever_its_head_is(tmp_path, base_model, countdown_data, kind, settings):
+@pytest.mark.numerics
+@pytest.mark.parametrize(("kind", "settings"), HEADS)
+def test_sft_trains_on_the_models_own_loss_whatever_its_head_is(sft_runs, base_model, countdown_data, kind, settings):
     """Float32, and means over some 200 tokens: 1e-6 a token of rounding; a head taken for a matrix is off by whole
     nats."""
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     model = tiny_model(kind, vocab_size=len(tokenizer), **settings)
-    folder = write(model, base_model, tmp_path / "model")
-    flags = sft_flags(folder, countdown_data, tmp_path / "run") | {"prompts_per_step": 200, "mini_batch_prompts": 200}
-    succeed(start("training/sft.py", flags))
-    [line] = training_lines(tmp_path / "run")
+    [line] = training_lines(sft_runs[kind])
     expected = own_loss(model, tokenizer, load_problems(str(countdown_data), "train"))
     assert line["sft_loss"] == pytest.approx(expected, abs=1e-4)
 
@@ -134,9 +148,7 @@ def test_a_damaged_generation_config_is_not_a_missing_one(tmp_path, base_model):
 
 
 @pytest.mark.slow
-def test_a_model_with_a_contradictory_generation_config_is_saved(tmp_path, base_model, countdown_data):
-    folder = with_generation_config(base_model, tmp_path / "model", do_sample=False, temperature=0.6, top_p=0.9)
-    succeed(start("training/sft.py", sft_flags(folder, countdown_data, tmp_path / "run")))
-    saved = tmp_path / "run" / "checkpoints" / "step_1" / "hf"
+def test_a_model_with_a_contradictory_generation_config_is_saved(sft_runs):
+    saved = sft_runs["contradictory"] / "checkpoints" / "step_1" / "hf"
     assert GenerationConfig.from_pretrained(saved).top_p == 0.9
     AutoModelForCausalLM.from_pretrained(saved)

@@ -12,7 +12,16 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.float64 import CLOSE, IN_FLOAT64
-from tests.helpers.launching import evaluation_lines, launch, start, succeed, survivors, training_lines
+from tests.helpers.launching import (
+    evaluation_lines,
+    launch,
+    launch_in_turn,
+    start,
+    start_in_turn,
+    succeed,
+    survivors,
+    training_lines,
+)
 from tests.helpers.models import own_loss
 from training import r3, stage, uft
 from utils.data import load_problems, problems_of_step
@@ -31,6 +40,7 @@ TRAINING_FIELDS = {
 COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups")
 TOLERANCE = {"rel": CLOSE["rtol"], "abs": CLOSE["atol"]}
 STEPS, HINT_STEPS, PROMPTS, RESPONSE_LENGTH = 4, 2, 16, 48
+HINTED = {"stage": {"hint_steps": 6, "sft_coef": 0.1}, "r3": {}}  # stage, two chunks: three stages of two steps
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +73,34 @@ def uft_run(uft_launch):
 
 
 @pytest.fixture(scope="module")
-def exact_run(tmp_path_factory, uft_flags, exact_base_model):
-    """The same run in float64."""
-    output_dir = tmp_path_factory.mktemp("exact") / "run"
-    own = {"model": exact_base_model, "zero_stage": 3, "output_dir": output_dir}
-    succeed(launch("training/uft.py", uft_flags | own, 2, **IN_FLOAT64))
-    return output_dir
+def few_data(tmp_path_factory, countdown_data):
+    """As many demonstrations as a step takes."""
+    folder = tmp_path_factory.mktemp("few") / "data"
+    shutil.copytree(countdown_data, folder)
+    pq.write_table(pq.read_table(folder / "train.parquet").slice(0, PROMPTS), folder / "train.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact_runs(tmp_path_factory, flags, uft_flags, exact_base_model, countdown_data, few_data):
+    """{name: folder} of runs in float64 on two processes, one after another: uft as above, stage, r3, sft, and an
+    evaluation of what uft has made."""
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in ("uft", "stage", "r3", "sft", "eval")}
+    of_sft = {"data": few_data, "total_steps": 4, "lr": 1e-3, "warmup": 0.25, "eval_every": 4, "eval_problems": 4,
+              "prompts_per_step": PROMPTS, "max_prompt_length": 64, "mini_batch_prompts": PROMPTS,
+              "max_response_length": 8, "max_length": 64, "max_tokens_per_micro_batch": 200, "zero_stage": 2}
+    own = {"uft": uft_flags | {"zero_stage": 3}, "sft": of_sft,
+           **{name: flags | more | {"zero_stage": 3, "eval_every": 4} for name, more in HINTED.items()}}
+    runs = [(f"training/{name}.py", own[name] | {"model": exact_base_model, "output_dir": folders[name]})
+            for name in own]
+    runs.append(("training/eval.py", eval_flags(folders["uft"], folders["eval"], countdown_data)))
+    succeed(launch_in_turn(runs, 2, **IN_FLOAT64))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def exact_run(exact_runs):
+    return exact_runs["uft"]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +109,13 @@ def exact_alone(tmp_path_factory, uft_flags, exact_base_model):
     output_dir = tmp_path_factory.mktemp("alone") / "run"
     other = {"model": exact_base_model, "zero_stage": 0, "max_tokens_per_micro_batch": 900, "share_prefix": False,
              "output_dir": output_dir}
-    succeed(launch("training/uft.py", uft_flags | other, 1, **IN_FLOAT64))
+    succeed(start("training/uft.py", uft_flags | other, **IN_FLOAT64))
     return output_dir
+
+
+def eval_flags(run, output_dir, data):
+    return {"model": run / "checkpoints" / "step_4" / "hf", "data": data, "eval_problems": 20,
+            "output_dir": output_dir, "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH}
 
 
 def without_times(line):
@@ -146,18 +183,11 @@ def test_hints_are_those_of_the_schedule_and_end_with_it(uft_run, uft_flags, bas
 
 @pytest.mark.slow
 @pytest.mark.numerics
-@pytest.mark.parametrize(("name", "own", "has_sft_loss"), [
-    ("stage", {"hint_steps": 6, "sft_coef": 0.1}, True),  # two chunks: three stages of two steps
-    ("r3", {}, False),
-])
-def test_stage_and_r3_train_with_the_hints_of_their_schedules(
-    tmp_path, flags, exact_base_model, countdown_data, name, own, has_sft_loss
-):
-    own = flags | own | {"model": exact_base_model, "output_dir": tmp_path / "run"}
-    succeed(launch(f"training/{name}.py", own | {"zero_stage": 3, "eval_every": 4}, 2, **IN_FLOAT64))
+@pytest.mark.parametrize("name", HINTED)
+def test_stage_and_r3_train_with_the_hints_of_their_schedules(exact_runs, flags, countdown_data, name):
     script, hint_of = {"stage": (stage, stage.stage_hint), "r3": (r3, r3.draw_hint)}[name]
-    args, problems = script.Args(**own), load_problems(str(countdown_data), "train")
-    lines = training_lines(tmp_path / "run")
+    args = script.Args(**flags | HINTED[name], output_dir="")
+    problems, lines = load_problems(str(countdown_data), "train"), training_lines(exact_runs[name])
     shown = [[len(hint_of(problem, line["step"], args))
               for problem in problems_of_step(problems, line["step"], PROMPTS, args.seed)] for line in lines]
     assert [line["hint_slices"] for line in lines] == pytest.approx([sum(of_step) / PROMPTS for of_step in shown])
@@ -167,8 +197,8 @@ def test_stage_and_r3_train_with_the_hints_of_their_schedules(
         assert all(set(of_step) == {0, 1, 2} for of_step in shown)
     for line in lines:
         assert set(line) >= TRAINING_FIELDS and line["grad_norm"] > 0 and line["logprob_mismatch"] < CLOSE["atol"]
-        assert (line["sft_loss"] > 0) == (has_sft_loss and line["hint_slices"] > 0)
-    assert [line["step"] for line in evaluation_lines(tmp_path / "run")] == [0, 4]
+        assert (line["sft_loss"] > 0) == (name == "stage" and line["hint_slices"] > 0)
+    assert [line["step"] for line in evaluation_lines(exact_runs[name])] == [0, 4]
 
 
 @pytest.mark.slow
@@ -214,10 +244,12 @@ def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
     (tmp_path / "rft" / "checkpoints" / "step_7").mkdir(parents=True)
     (tmp_path / "rft" / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
     (tmp_path / "rft" / "notes.txt").write_text("mine")
-    succeed(start("training/rft.py", short | {"output_dir": tmp_path / "rft", "overwrite": True}))
+    succeed(start_in_turn([
+        ("training/rft.py", short | {"output_dir": tmp_path / "rft", "overwrite": True}),
+        ("training/uft.py", short | {"p_low": 0, "p_high": 0, "output_dir": tmp_path / "uft"}),
+    ]))
     assert (tmp_path / "rft" / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in (tmp_path / "rft" / "checkpoints").iterdir()) == ["latest", "step_2"]
-    succeed(start("training/uft.py", short | {"p_low": 0, "p_high": 0, "output_dir": tmp_path / "uft"}))
     lines = training_lines(tmp_path / "rft")
     assert [without_times(line) for line in lines] == [without_times(line) for line in training_lines(tmp_path / "uft")]
     assert evaluation_lines(tmp_path / "rft") == evaluation_lines(tmp_path / "uft")
@@ -226,44 +258,61 @@ def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
     assert all(line["flat_groups"] < 1 and line["grad_norm"] > 0 for line in lines)
 
 
-def test_killed_and_resumed_run_goes_on_exactly(tmp_path, uft_run, uft_flags):
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory, uft_run):
     """Killed while step 4 was written: step 3 is logged, step 4 torn, its checkpoint half there."""
-    resumed = tmp_path / "run"
-    shutil.copytree(uft_run, resumed)
-    checkpoints = resumed / "checkpoints"
+    killed = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(uft_run, killed)
+    checkpoints = killed / "checkpoints"
     (checkpoints / "step_4").rename(checkpoints / ".step_4.partial")
     (checkpoints / ".step_3.partial").mkdir()  # of an earlier attempt
     shutil.rmtree(checkpoints / ".step_4.partial" / "hf")
     (checkpoints / "latest").write_text("step_2\n")
     lines = (uft_run / "metrics.jsonl").read_text().splitlines(keepends=True)
     numbers = [json.loads(line)["step"] for line in lines]
-    (resumed / "metrics.jsonl").write_text("".join(lines[: numbers.index(4)]) + lines[numbers.index(4)][:30])
-    result = launch("training/uft.py", uft_flags | {"zero_stage": 3, "resume": True, "output_dir": resumed}, 2)
-    assert "resumed from" in succeed(result).stdout and "step_2" in result.stdout
-    assert list(map(without_times, training_lines(resumed))) == list(map(without_times, training_lines(uft_run)))
-    assert evaluation_lines(resumed) == evaluation_lines(uft_run)
+    (killed / "metrics.jsonl").write_text("".join(lines[: numbers.index(4)]) + lines[numbers.index(4)][:30])
+    return killed
+
+
+@pytest.fixture(scope="module")
+def stopped_flags(tmp_path_factory, uft_flags):
+    """Of a run that keeps one checkpoint, and got SIGTERM, one of its two processes, once step 1 was logged."""
+    output_dir = tmp_path_factory.mktemp("stopped") / "run"
+    flags = uft_flags | {"zero_stage": 3, "save_every": 9, "keep_last": 1, "output_dir": output_dir}
+    result = launch("training/uft.py", flags, 2, interrupt=(output_dir / "metrics.jsonl", '"loss"'))
+    assert "SIGTERM: finishing the step" in result.stderr and "saved; go on with --resume" in succeed(result).stdout
+    [before] = [path.name for path in (output_dir / "checkpoints").glob("step_*")]
+    assert before in ("step_1", "step_2", "step_3") and survivors(result) == []
+    return flags
+
+
+@pytest.fixture(scope="module")
+def resumed_runs(killed_run, uft_flags, stopped_flags):
+    """What both print that go on, one after the other."""
+    flags = [uft_flags | {"zero_stage": 3, "output_dir": killed_run}, stopped_flags | {"probe_memory": "always"}]
+    return succeed(launch_in_turn([("training/uft.py", one | {"resume": True}) for one in flags], 2)).stdout
+
+
+def test_killed_and_resumed_run_goes_on_exactly(killed_run, resumed_runs, uft_run):
+    checkpoints = killed_run / "checkpoints"
+    assert f"resumed from {checkpoints / 'step_2'}: " in resumed_runs
+    assert list(map(without_times, training_lines(killed_run))) == list(map(without_times, training_lines(uft_run)))
+    assert evaluation_lines(killed_run) == evaluation_lines(uft_run)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
     ends = [AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_4" / "hf").state_dict()
-            for run in (uft_run, resumed)]
+            for run in (uft_run, killed_run)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    samples = [(one["step"], one["kind"]) for one in map(json.loads, (resumed / "samples.jsonl").open())]
+    samples = [(one["step"], one["kind"]) for one in map(json.loads, (killed_run / "samples.jsonl").open())]
     assert len(samples) == len(set(samples))
 
 
-def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(tmp_path, uft_run, uft_flags):
-    """SIGTERM to one of the two processes, once step 1 is logged. With 1 checkpoint kept."""
-    flags = uft_flags | {"zero_stage": 3, "save_every": 9, "keep_last": 1, "output_dir": tmp_path / "run"}
-    result = launch("training/uft.py", flags, 2, interrupt=(tmp_path / "run" / "metrics.jsonl", '"loss"'))
-    assert "SIGTERM: finishing the step" in result.stderr and "saved; go on with --resume" in succeed(result).stdout
-    [before] = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")]
-    assert before in ("step_1", "step_2", "step_3") and survivors(result) == []
-    refused = launch("training/uft.py", flags | {"resume": True, "lr": 1e-4}, 2)
-    assert refused.returncode != 0 and "--lr was 0.001 and is 0.0001" in refused.stderr
-    succeed(launch("training/uft.py", flags | {"resume": True, "probe_memory": "always"}, 2))
-    resumed = [without_times(line) for line in training_lines(tmp_path / "run")]
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(stopped_flags, resumed_runs, uft_run):
+    folder = stopped_flags["output_dir"]
+    assert f"resumed from {folder}" in resumed_runs
+    resumed = [without_times(line) for line in training_lines(folder)]
     assert resumed == [without_times(line) for line in training_lines(uft_run)]
-    assert evaluation_lines(tmp_path / "run") == evaluation_lines(uft_run)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_4"]
+    assert evaluation_lines(folder) == evaluation_lines(uft_run)
+    assert [path.name for path in (folder / "checkpoints").glob("step_*")] == ["step_4"]
 
 
 def test_what_a_killed_process_left_locked_does_not_keep_the_next_from_starting(tmp_path, monkeypatch):
@@ -301,24 +350,25 @@ def test_checkpoint_is_a_hugging_face_folder_of_the_trained_weights(uft_run, bas
 @pytest.mark.slow
 @pytest.mark.numerics
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_eval_gives_the_number_that_training_logged(tmp_path, exact_run, countdown_data, num_processes):
-    flags = {"model": exact_run / "checkpoints" / "step_4" / "hf", "data": countdown_data, "eval_problems": 20,
-             "output_dir": tmp_path / "eval", "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH}
-    result = succeed(launch("training/eval.py", flags, num_processes, **IN_FLOAT64))
-    logged = evaluation_lines(exact_run)[-1]
-    results = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
+def test_eval_gives_the_number_that_training_logged(tmp_path, exact_runs, countdown_data, num_processes):
+    folder = exact_runs["eval"] if num_processes == 2 else tmp_path / "eval"
+    if num_processes == 1:
+        flags = eval_flags(exact_runs["uft"], folder, countdown_data)
+        shown = succeed(start("training/eval.py", flags, **IN_FLOAT64)).stdout
+        assert "countdown" in shown and "95 % interval" in shown
+    logged = evaluation_lines(exact_runs["uft"])[-1]
+    results = json.loads((folder / "results.json").read_text())["results"]
     assert list(results) == ["countdown"]
     numbers = results["countdown"]
     assert numbers["n"] == sum(numbers["reasons"].values()) == 20
     for name in ("accuracy", "format", "response_tokens"):
         assert numbers[name] == logged[f"eval/{name}"]
     assert 0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1
-    responses = [json.loads(line) for line in (tmp_path / "eval" / "responses.jsonl").read_text().splitlines()]
+    responses = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
     problems = load_problems(str(countdown_data), "test")[:20]
     assert [one["prompt"] for one in responses] == [problem.prompt for problem in problems]
     assert sum(one["correct"] for one in responses) / 20 == numbers["accuracy"]
     assert {one["reason"] for one in responses} == set(numbers["reasons"])
-    assert "countdown" in result.stdout and "95 % interval" in result.stdout
 
 
 # ----- sft, --dump_batch -----
@@ -327,24 +377,16 @@ def test_eval_gives_the_number_that_training_logged(tmp_path, exact_run, countdo
 @pytest.mark.float64
 @pytest.mark.slow
 @pytest.mark.numerics
-def test_sft_starts_at_the_models_loss_and_lowers_it(tmp_path, exact_base_model, countdown_data):
+def test_sft_starts_at_the_models_loss_and_lowers_it(exact_runs, exact_base_model, few_data):
     """Every step sees the same 16 demonstrations."""
-    data = tmp_path / "data"
-    shutil.copytree(countdown_data, data)
-    pq.write_table(pq.read_table(countdown_data / "train.parquet").slice(0, PROMPTS), data / "train.parquet")
-    flags = {"model": exact_base_model, "data": data, "output_dir": tmp_path / "sft", "total_steps": 4, "lr": 1e-3,
-             "warmup": 0.25, "eval_every": 4, "eval_problems": 4, "prompts_per_step": PROMPTS, "max_prompt_length": 64,
-             "mini_batch_prompts": PROMPTS, "max_response_length": 8, "max_length": 64,
-             "max_tokens_per_micro_batch": 200, "zero_stage": 2}
-    succeed(launch("training/sft.py", flags, 2, **IN_FLOAT64))
-    lines = training_lines(tmp_path / "sft")
+    lines = training_lines(exact_runs["sft"])
     losses = [line["sft_loss"] for line in lines]
     assert losses[-1] < 0.9 * losses[0]
     assert all(set(line) >= TRAINING_FIELDS and line["loss"] == line["sft_loss"] for line in lines)
 
     model = AutoModelForCausalLM.from_pretrained(exact_base_model, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(exact_base_model)
-    assert losses[0] == pytest.approx(own_loss(model, tokenizer, load_problems(str(data), "train")), **TOLERANCE)
+    assert losses[0] == pytest.approx(own_loss(model, tokenizer, load_problems(str(few_data), "train")), **TOLERANCE)
 
 
 def test_dump_batch_tells_prompt_hint_and_responses_apart(uft_launch, countdown_data):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig
 
-from tests.helpers import chat
+from tests.helpers import chat, checkpoints
 from tests.helpers.launching import launch, start, succeed, survivors, to_words
 from training import eval as eval_script
 from training import r3, rft, sft, stage, uft
@@ -467,6 +467,15 @@ def test_resume_that_has_nothing_left_to_do(call, flags):
     expect(call("uft", flags | {"resume": True, "total_steps": 3}), "flag --total_steps 3: ", "step 4")
 
 
+def test_resume_with_another_setting(call, flags, countdown_data):
+    problems = [load_problems(str(countdown_data), split) for split in ("train", "test")]
+    args = uft.Args(**flags | {name: str(flags[name]) for name in ("model", "data", "output_dir")}, eval_problems=0)
+    checkpoints.write(flags["output_dir"], 4, checkpoint.describe_run(vars(args), *problems))
+    resume = flags | {"resume": True, "eval_problems": 0}
+    expect(call("uft", resume | {"lr": 1e-4}), "--lr was 1e-06 and is 0.0001", "--allow_changes")
+    assert call("uft", resume | {"check": True})[0] == 0
+
+
 def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     for resume_step in (None, 2):  # a resumed run leaves more files
         with Logger(tmp_path, {}, True, 4, resume_step):
@@ -546,16 +555,17 @@ def test_check_from_the_shell_writes_nothing_and_imports_nothing_that_draws(flag
     assert "torch" in imported and "matplotlib" not in imported
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"learning_rate": 1}, "--learning_rate"),
-    ({"mini_batch_prompts": 1}, "error: flag --mini_batch_prompts 1: must be a multiple of the number of processes, 2"),
-])
 @pytest.mark.slow
-def test_launch_of_two_processes_ends_with_the_message_and_leaves_none_behind(flags, changes, message):
-    result = launch("training/uft.py", flags | changes, num_processes=2)
-    assert result.returncode != 0
-    assert message in result.stderr and "Traceback" not in result.stderr
-    assert survivors(result) == []
+def test_launch_of_two_processes_ends_with_the_message_and_leaves_none_behind(flags):
+    result = launch("training/uft.py", flags | {"mini_batch_prompts": 1}, num_processes=2)
+    assert result.returncode != 0 and "Traceback" not in result.stderr and survivors(result) == []
+    assert "error: flag --mini_batch_prompts 1: must be a multiple of the number of processes, 2" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_flag_that_there_is_not_ends_the_script_with_its_name(flags):
+    result = start("training/uft.py", flags | {"learning_rate": 1})
+    assert result.returncode == 2 and "--learning_rate" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.slow

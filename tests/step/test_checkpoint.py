@@ -11,17 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers.launching import ROOT, launch_words, start, succeed, training_lines
+from tests.helpers import checkpoints
+from tests.helpers.checkpoints import WEIGHTS
+from tests.helpers.launching import ROOT, launch_words, start_in_turn, succeed, training_lines
 from tests.helpers.models import make_problem
 from utils import checkpoint
 from utils.actor import weights_only
 from utils.checkpoint import describe_run, differences, find, superfluous
-from utils.manifest import damage, files_in, hash_of
+from utils.manifest import damage, files_in
 from utils.run import watchdog
 from utils.run.errors import BadInput
 from utils.run.output_dir import lock_output_dir
 
-WEIGHTS = "hf/model.safetensors"
 PROBLEMS = [make_problem(0), make_problem(1)]
 
 
@@ -30,15 +31,7 @@ def run_of(problems=PROBLEMS, **settings):
 
 
 def write(folder, step, run=None):
-    """A checkpoint without a model in it."""
-    path = folder / "checkpoints" / f"step_{step}"
-    for name, text in (("state/ranks/0.pt", f"optimiser {step}"), ("hf/model.safetensors", f"weights {step}")):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text)
-    files = {str(file.relative_to(path)): [file.stat().st_size, hash_of(file)] for file in files_in(path)}
-    (path / "manifest.json").write_text(json.dumps({"step": step, "run": run or run_of(), "files": files}))
-    (folder / "checkpoints" / "latest").write_text(f"step_{step}\n")
-    return path
+    return checkpoints.write(folder, step, run or run_of())
 
 
 def refused(tmp_path, *parts, resume_step=0, total_steps=9, run=None, allow_changes=False):
@@ -186,15 +179,17 @@ def test_a_run_that_went_back_keeps_the_checkpoints_it_writes(tmp_path, base_mod
         "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8, "zero_stage": 0,
     }
     again = {"resume": True, "allow_changes": True, "save_every": 1}
-    succeed(start("training/sft.py", flags | {"total_steps": 6, "save_every": 2}))
-    succeed(start("training/sft.py", flags | again | {"resume_step": 2, "keep_last": 2, "total_steps": 4}))
+
+    def runs(*own: dict) -> None:
+        succeed(start_in_turn([("training/sft.py", flags | one) for one in own]))
+
+    runs({"total_steps": 6, "save_every": 2}, again | {"resume_step": 2, "keep_last": 2, "total_steps": 4})
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.glob("step_*")) == ["step_3", "step_4"]
     (folder / "step_4" / WEIGHTS).write_text("torn")
-    run = start("training/sft.py", flags | again | {"keep_last": 1, "total_steps": 5})
-    assert run.returncode == 2 and "the newest other one is step_3, resume it with --resume_step 3" in run.stderr
-    succeed(start("training/sft.py", flags | again | {"resume_step": 3, "keep_last": 1, "total_steps": 4}))
-    succeed(start("training/sft.py", flags | again | {"keep_last": 1, "total_steps": 5}))
+    run = json.loads((folder / "step_4" / "manifest.json").read_text())["run"]
+    refused(tmp_path, "the newest other one is step_3, resume it with --resume_step 3", run=run)
+    runs(again | {"resume_step": 3, "keep_last": 1, "total_steps": 4}, again | {"keep_last": 1, "total_steps": 5})
     assert [path.name for path in folder.glob("step_*")] == ["step_5"]
     assert [line["step"] for line in training_lines(tmp_path)] == [1, 2, 3, 4, 5]
 
@@ -256,14 +251,15 @@ def test_states_are_loaded_without_running_what_a_file_names(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_a_run_is_resumed_at_the_other_stages_too(tmp_path, base_model, countdown_data, zero_stage):
+def test_runs_are_resumed_at_the_other_stages_too(tmp_path, base_model, countdown_data):
     """Stage 3 and exactness: tests/scripts/test_training.py. Other stages have other files."""
     flags = {
-        "model": base_model, "data": countdown_data, "output_dir": tmp_path, "eval_problems": 2, "prompts_per_step": 4,
+        "model": base_model, "data": countdown_data, "eval_problems": 2, "prompts_per_step": 4,
         "mini_batch_prompts": 4, "max_length": 96, "max_prompt_length": 64, "max_response_length": 8,
-        "zero_stage": zero_stage,
     }
-    succeed(start("training/sft.py", flags | {"total_steps": 1}))
-    succeed(start("training/sft.py", flags | {"total_steps": 2, "resume": True, "allow_changes": True}))
-    assert [line["step"] for line in training_lines(tmp_path)] == [1, 2]
+    for own in ({"total_steps": 1}, {"total_steps": 2, "resume": True, "allow_changes": True}):  # a process each
+        succeed(start_in_turn([
+            ("training/sft.py", flags | own | {"zero_stage": stage, "output_dir": tmp_path / str(stage)})
+            for stage in (0, 1, 2)]))
+    for stage in (0, 1, 2):
+        assert [line["step"] for line in training_lines(tmp_path / str(stage))] == [1, 2]
