@@ -12,16 +12,17 @@ python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 
 # Both at once, a process each. A thread that waits must sleep: spinning, two threads beside another process take ten
 # times as long.
-numerics() {
-    echo "[test] what compares numbers, with $*"
-    env "$@" python -m pytest --quiet -m "numerics and (not slow or golden)" $(grep -rl --include="test_*.py" numerics tests)
-}
+readarray -t files < <(grep -rl --include="test_*.py" numerics tests)
+numerics=(python -m pytest --quiet -m "numerics and (not slow or golden)" "${files[@]}")
+avx2=(OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
+plain=(OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2
+    MKL_CBWR=COMPATIBLE)
+echo "[test] what compares numbers, with ${avx2[*]}, and at once with ${plain[*]}"
 log="$(mktemp)"
-numerics OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 >"$log" 2>&1 &
+env "${avx2[@]}" "${numerics[@]}" >"$log" 2>&1 &
 trap 'kill $! 2>/dev/null || true; rm -f "$log"' EXIT
 status=0
-numerics OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
-    MKL_CBWR=COMPATIBLE || status=$?
+env "${plain[@]}" "${numerics[@]}" || status=$?
 wait $! || status=$?
 cat "$log"
 exit "$status"
