@@ -12,8 +12,8 @@ python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 
 # Both at once, a process each. A thread that waits must sleep: spinning, two threads beside another process take ten
 # times as long.
-readarray -t files < <(grep -rl --include="test_*.py" numerics tests)
-numerics=(python -m pytest --quiet -m "numerics and (not slow or golden)" "${files[@]}")
+numerics=(python -m pytest --quiet -m "numerics and (not slow or golden)")
+while read -r file; do numerics+=("$file"); done < <(grep -rl --include="test_*.py" numerics tests)
 avx2=(OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
 plain=(OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2
     MKL_CBWR=COMPATIBLE)
