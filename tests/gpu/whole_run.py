@@ -16,7 +16,7 @@ COMPARED = ("reward", "loss", "entropy", "sft_loss", "kl_loss", "response_tokens
 TIMES = ("seconds/", "tokens_per_second")
 
 
-@check(10, "whole_run", seconds=60, needs=("deepspeed",), cpu="quick")
+@check(10, "whole_run", seconds=60, needs=("deepspeed",), cpu="long")
 def whole_run(box: Box) -> Iterator[Figure]:
     """30 steps of uft.py at stages 3 and 1, torch engine; after SIGTERM and --resume the lines of the unbroken run."""
     base, data = make_base(box.folder, steps=box.pick(200, 40))

@@ -22,7 +22,7 @@ from utils.response_batches import Batches
 from utils.run.errors import RunStopped
 from utils.types import Sampling
 
-pytestmark = [pytest.mark.float64, pytest.mark.numerics]
+pytestmark = pytest.mark.float64
 ENDS = [1, 3, 7]
 LENGTHS = [(5, 0), (1, 0), (9, 3), (3, 2)]  # of prompts and hints
 WINDOW = {"sliding_window": 5}

@@ -341,5 +341,5 @@ def test_all_cpu_forms_by_the_script(tmp_path):
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
     verdicts = {check["name"]: check["verdict"] for check in json.loads(report.read_text())["checks"]}
     assert {name for name, verdict in verdicts.items() if verdict == SKIPPED} == {
-        "vllm", "two_parity", "two_vllm", "two_runs"}
+        "vllm", "two_parity", "two_vllm", "two_runs", "whole_run"}
     assert set(verdicts) == set(CHECKS) and FAIL not in verdicts.values()
