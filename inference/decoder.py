@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from inference.kv_cache import DecodeState
+from inference.kv_cache import DecodeState, empty_cache
 from utils import attention
-from utils.attention import Layout, Scores, fused, unknown_attention
+from utils.attention import Layout, Scores, by_layout, causal_mask, fused, unknown_attention
 from utils.policy import Logits, chunk_of_logits
 from utils.run.errors import BadInput
 
@@ -61,17 +61,16 @@ class Prefill:
     def keep(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
         for caches, heads in ((self.keys, key), (self.values, value)):
             if module.layer_idx not in caches:  # zeros, for padding is masked, but 0 times what was there may be NaN
-                segments, length = self.shape
-                shape = (segments, length, heads.shape[1]) if self.heads_last else (segments, heads.shape[1], length)
-                cache = heads.new_zeros(*shape, heads.shape[3])
-                caches[module.layer_idx] = cache.transpose(1, 2) if self.heads_last else cache
+                cache = empty_cache(heads, self.shape[0], heads.shape[1], self.shape[1], heads.shape[3],
+                                    heads_last=self.heads_last)
+                caches[module.layer_idx] = cache.zero_()
             caches[module.layer_idx][self.rows, :, : heads.shape[2]] = heads
 
     def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         self.keep(module, key, value)
         length, mask = key.shape[2], None
         if scores.window is not None and scores.window < length:
-            mask = torch.ones(length, length, dtype=torch.bool, device=key.device).tril().triu(1 - scores.window)
+            mask = causal_mask(length, length, key.device, scores.window)
         return fused(query, key, value, mask, scores).transpose(1, 2)
 
 
@@ -106,9 +105,7 @@ class Step:
         suffix_scores = products(query, keys).view(*prefix_scores.shape[:3], width)
         if not is_scaled:
             prefix_scores, suffix_scores = prefix_scores * scores.scale, suffix_scores * scores.scale
-        if scores.soft_cap is not None:
-            prefix_scores, suffix_scores = (scores.soft_cap * torch.tanh(some / scores.soft_cap)
-                                            for some in (prefix_scores, suffix_scores))
+        prefix_scores, suffix_scores = scores.capped(prefix_scores), scores.capped(suffix_scores)
         prefix_mask, suffix_mask = self._masks(scores.window)
         parts = [prefix_scores + prefix_mask, suffix_scores if suffix_mask is None else suffix_scores + suffix_mask]
         if scores.sinks is not None:
@@ -181,9 +178,8 @@ class Decoder:
         return padded, positions, torch.tensor(lengths, device=self.device) - 1
 
     def _states(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        no_mask = ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # four dimensions keep transformers from making one
-        return self.trunk(input_ids=ids, position_ids=positions, attention_mask=no_mask, layout=layout,
-                          use_cache=False).last_hidden_state
+        return self.trunk(input_ids=ids, position_ids=positions, use_cache=False,
+                          **by_layout(ids, layout)).last_hidden_state
 
     def _logits(self, states: Tensor) -> Tensor:
         return chunk_of_logits(states, self.head.weight, self.head.bias, 1.0, self.logits)

@@ -6,7 +6,6 @@ heads that share a key-value head are given as queries of one sequence: no call 
 many keys count is told by a tensor: nothing is masked or read beyond, and shapes stay.
 """
 
-import inspect
 from functools import cache
 
 import torch
@@ -17,8 +16,9 @@ from torch.nn.attention.varlen import varlen_attn
 from inference.decoder import Step
 from inference.kv_cache import DecodeState
 from utils.attention import Scores
+from utils.layouts import ARGUMENTS
 
-KNOWS_COUNTS = "seqused_k" in inspect.signature(varlen_attn).parameters  # PyTorch 2.11's does not
+KNOWS_COUNTS = "seqused_k" in ARGUMENTS  # of keys; PyTorch 2.11's does not
 
 
 @cache

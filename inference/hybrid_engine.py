@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.decoder import check_supported
-from utils.pretrained import load_generation_config
+from utils.pretrained import as_ids, load_generation_config
 from utils.run import devices, distributed, watchdog
 from utils.run.errors import BadInput, BadMachine, require
 from utils.types import Engine
@@ -28,8 +28,7 @@ from utils.types import Engine
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | list[int] | None) -> frozenset[int]:
     """All ids that end a response: the tokenizer's and those that the model's generation config declares."""
-    declared = [generation_eos] if isinstance(generation_eos, int) else generation_eos or []
-    return frozenset([tokenizer.eos_token_id, *declared])
+    return frozenset([tokenizer.eos_token_id, *as_ids(generation_eos)])
 
 
 # ----- which engine -----

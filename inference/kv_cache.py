@@ -17,10 +17,10 @@ COMPACT_BELOW = 0.75  # share of live rows under which the finished ones leave
 SLACK = 1.15  # slots over live rows that a compaction may leave, to keep samples of one group together
 
 
-def empty_cache(like: Tensor, *shape: int) -> Tensor:
-    """A cache (S, H, ..., D) of the type of `like`, another one. In memory heads come second to last, just before D, if
-    they do so in `like`."""
-    if not heads_come_last(like):
+def empty_cache(like: Tensor, *shape: int, heads_last: bool | None = None) -> Tensor:
+    """A cache (S, H, ..., D) of the type of `like`. With `heads_last` they come just before D in memory; None: if they
+    do so in `like`, another cache."""
+    if not (heads_come_last(like) if heads_last is None else heads_last):
         return like.new_empty(shape)
     return like.new_empty(shape[0], *shape[2:-1], shape[1], shape[-1]).movedim(-2, 1)
 

@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from utils.attention import Layout, tolerance
+from utils.attention import Layout, causal_mask, tolerance
 from utils.layouts import Masked
+from utils.policy import own_logprobs
 from utils.types import Problem, Prompt
 
 PREFIXES = 5, 9, 2  # tokens
@@ -32,22 +34,20 @@ def compare(engine) -> tuple[float, float]:
     sampled = torch.tensor(logprobs[: len(uniforms)], device=engine.device)
     rows = [torch.tensor([prompts[row // SAMPLES].prompt_ids + ids[row]], device=engine.device)
             for row in range(len(uniforms))]
-    exact = torch.stack([response_logprobs(engine.model, row, exactly(row)) for row in rows])
-    own = torch.stack([response_logprobs(engine.model, row, None) for row in rows])
+    exact = torch.stack([of_response(engine.model, row, exactly(row)) for row in rows])
+    own = torch.stack([of_response(engine.model, row, None) for row in rows])
     noise = (own - exact).abs().mean().item()
     return (sampled - exact).abs().mean().item(), tolerance(engine.model.dtype, noise)
 
 
 def exactly(row: Tensor) -> Masked:
     """Exact causal attention of a row (1, L)."""
-    positions = torch.arange(row.shape[1], device=row.device)
-    return Masked((positions[:, None] >= positions)[None, None], positions[None], is_exact=True)
+    length = row.shape[1]
+    positions = torch.arange(length, device=row.device)[None]
+    return Masked(causal_mask(length, length, row.device)[None, None], positions, is_exact=True)
 
 
-def response_logprobs(model, row: Tensor, layout: Layout | None) -> Tensor:
-    """(RESPONSE,) of the last tokens of a row (1, L) by the model's own forward pass, in float32 at least."""
-    how = {} if layout is None else {"layout": layout, "attention_mask": row.new_ones(1, 1, 1, 1, dtype=torch.bool)}
-    positions = torch.arange(row.shape[1], device=row.device)[None]
-    logits = model(input_ids=row, position_ids=positions, use_cache=False, **how).logits[0, -RESPONSE - 1 : -1]
-    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float)).log_softmax(dim=-1)
-    return logprobs.gather(-1, row[0, -RESPONSE:, None]).squeeze(-1)
+def of_response(model: PreTrainedModel, row: Tensor, layout: Layout | None) -> Tensor:
+    """(RESPONSE,) log-probabilities of the last tokens of a row (1, L) by the model's own forward pass."""
+    predictors = torch.arange(row.shape[1] - RESPONSE - 1, row.shape[1] - 1, device=row.device)
+    return own_logprobs(model, row, predictors, row[0, predictors + 1], layout=layout)

@@ -68,11 +68,11 @@ class TorchEngine:
         check_supported(model.config)
         embeddings = model.get_input_embeddings().weight
         self.device = embeddings.device
-        self.model = use_onednn(model) if self.device.type == "cpu" else model
+        on_cpu = self.device.type == "cpu"
+        self.model = use_onednn(model) if on_cpu else model
         self.weights = weights
         self.free_replica = free_replica
         self.max_length = max_length
-        on_cpu = self.device.type == "cpu"
         self.decoder = LlamaDecoder(model) if on_cpu and is_like_llama(model.config) else Decoder(model)
         if KNOWS_COUNTS and has_varlen(self.device, embeddings.dtype, model.config):
             self.decoder.step_type = FusedStep

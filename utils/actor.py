@@ -21,7 +21,7 @@ from utils.attention import Layout, tolerance
 from utils.deepspeed_config import GATHER_BUCKET, deepspeed_config
 from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
-from utils.policy import Policy
+from utils.policy import Policy, own_logprobs
 from utils.run import distributed, watchdog
 from utils.run.errors import RunStopped
 from utils.types import MicroBatch
@@ -70,8 +70,8 @@ class Scorer:
         self.temperature = temperature
         self.layout_of = Masked.of
         micro_batch = self._trial(ROWS_OF_ALL_KINDS)
-        exact = self._logprobs_by(partial(Masked.of, is_exact=True), micro_batch)
-        noise = self._difference(self._logprobs_by(Masked.of, micro_batch), exact)
+        exact = self.logprobs(micro_batch, partial(Masked.of, is_exact=True))
+        noise = self._difference(self.logprobs(micro_batch), exact)
         limit = tolerance(policy.model.dtype, noise)
         difference = self._difference_from_model()
         if not difference <= limit:  # so NaN is too much
@@ -82,7 +82,7 @@ class Scorer:
                 "take a mask and positions; this model does something else. Take another one"
             )
         for kind in kinds_of_layouts(policy.head.weight.device, policy.model.dtype, policy.model.config):
-            difference = self._difference(self._logprobs_by(kind.of, micro_batch), exact)
+            difference = self._difference(self.logprobs(micro_batch, kind.of), exact)
             if difference <= limit:
                 self.layout_of = kind.of
                 break
@@ -102,40 +102,32 @@ class Scorer:
     def _difference_from_model(self) -> float:
         """From the model's own log-probabilities, of one row that is not packed."""
         micro_batch = self._trial(ONE_ROW)
-        with torch.no_grad():
-            logits = self.policy.model(input_ids=micro_batch.input_ids, use_cache=False).logits[0]
-        logits = logits[micro_batch.predictors].to(torch.promote_types(logits.dtype, torch.float))
-        logprobs = (logits / self.temperature).log_softmax(dim=-1)
-        expected = logprobs.gather(-1, micro_batch.targets[:, None]).squeeze(-1)
+        expected = own_logprobs(self.model, micro_batch.input_ids, micro_batch.predictors, micro_batch.targets,
+                                self.temperature)
         return self._difference(self.logprobs(micro_batch), expected)
 
     def _difference(self, logprobs: Tensor, expected: Tensor) -> float:
         """Mean of the absolute differences, the largest of all ranks."""
         return distributed.maximum((logprobs - expected).abs().mean().item())
 
-    def _logprobs_by(self, layout_of: Callable[..., Layout], micro_batch: MicroBatch) -> Tensor:
-        self.layout_of = layout_of
-        logprobs = self.logprobs(micro_batch)
-        self.layout_of = Masked.of
-        return logprobs
-
     def _trial(self, lengths: Sequence[tuple[int, ...]]) -> MicroBatch:
         return trial(self.policy.model.config.vocab_size, self.policy.head.weight.device, lengths)
 
     def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (N,), (N,) of the scored tokens. All ranks call together."""
-        return self._forward(micro_batch, with_entropies=True)
-
-    def _forward(self, micro_batch: MicroBatch, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
-        watchdog.progress()
-        layout = self.layout_of(micro_batch, self.policy.model.dtype)
-        return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, layout, micro_batch.predictors,
-                           micro_batch.targets, self.temperature, with_entropies)
+        return self._forward(micro_batch, self.layout_of, with_entropies=True)
 
     @torch.no_grad()
-    def logprobs(self, micro_batch: MicroBatch) -> Tensor:
-        """(N,) log-probabilities without a graph."""
-        return self._forward(micro_batch, with_entropies=False)[0]
+    def logprobs(self, micro_batch: MicroBatch, layout_of: Callable[..., Layout] | None = None) -> Tensor:
+        """(N,) log-probabilities without a graph; by another layout than the chosen one if that is given."""
+        return self._forward(micro_batch, layout_of or self.layout_of, with_entropies=False)[0]
+
+    def _forward(
+        self, micro_batch: MicroBatch, layout_of: Callable[..., Layout], with_entropies: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        watchdog.progress()
+        return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, layout_of(micro_batch, self.model.dtype),
+                              micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
 
 
 class Actor(Scorer):

@@ -39,6 +39,9 @@ class Scores:
         """Whether fused kernels know them, windows apart."""
         return self.soft_cap is None and self.sinks is None
 
+    def capped(self, scaled: Tensor) -> Tensor:
+        return scaled if self.soft_cap is None else self.soft_cap * (scaled / self.soft_cap).tanh()
+
 
 class Layout(Protocol):
     def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
@@ -60,9 +63,21 @@ def attend(
     if scores.are_plain:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     if attention_mask is None:  # transformers leaves out a mask that would be causal only
-        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-        attention_mask = attention_mask.tril(key.shape[2] - query.shape[2])
+        attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
     return written_out(query, key, value, attention_mask, scores).transpose(1, 2).contiguous(), None
+
+
+def by_layout(input_ids: Tensor, layout: Layout) -> dict[str, Tensor | Layout]:
+    """What a model's forward pass is told so that its layers attend by `layout`. A mask of four dimensions keeps
+    transformers from making one; nobody looks at it."""
+    return {"layout": layout, "attention_mask": input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)}
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device, window: int | None = None) -> Tensor:
+    """(num_queries, num_keys) bool, True where a query may look: the last query is at the last key's place."""
+    last = num_keys - num_queries
+    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(last)
+    return mask if window is None else mask.triu(last + 1 - window)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
@@ -71,8 +86,7 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores:
     dtype = torch.promote_types(query.dtype, torch.float)
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3).to(dtype)  # (B, H, Q / H * L, D)
     raw = ((grouped @ key.to(dtype).transpose(2, 3)) * scores.scale).view(*query.shape[:3], -1)  # (B, Q, L, T)
-    if scores.soft_cap is not None:
-        raw = (raw / scores.soft_cap).tanh() * scores.soft_cap
+    raw = scores.capped(raw)
     smallest = torch.finfo(dtype).min  # not -inf: a row of left padding sees nothing, and must not be NaN
     raw = raw.masked_fill(~mask, smallest) if mask.dtype == torch.bool else raw + mask
     if scores.sinks is not None:
@@ -85,8 +99,8 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores:
 def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
     """What `written_out` computes, by the fastest kernel there is; without a mask causal."""
     if not scores.are_plain:
-        causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-        return written_out(query, key, value, causal if mask is None else mask, scores)
+        mask = causal_mask(query.shape[2], key.shape[2], query.device) if mask is None else mask
+        return written_out(query, key, value, mask, scores)
     if mask is not None and query.device.type == "cuda":  # fast kernels know no grouped queries under a mask
         key, value = (repeat_kv(heads, query.shape[1] // heads.shape[1]) for heads in (key, value))
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scores.scale,

@@ -22,7 +22,7 @@ from utils.attention import Layout, Scores, fused, head_dim_of, written_out
 from utils.response_batches import Batches, Stretches
 from utils.types import PREFIX, MicroBatch
 
-ARGUMENTS = inspect.signature(varlen_attn).parameters
+ARGUMENTS = inspect.signature(varlen_attn).parameters  # PyTorch 2.11 has fewer than 2.13
 KNOWS_GROUPS = "enable_gqa" in ARGUMENTS  # of query heads; PyTorch 2.11's does not
 
 

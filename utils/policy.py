@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from utils import attention
-from utils.attention import Layout
+from utils.attention import Layout, by_layout
 from utils.cpu_linear import add_product, product
 
 CHUNK_LOGITS = 2**26  # of a chunk at most, on a CPU: 256 MiB in float32; see `most_logits`
@@ -186,8 +186,20 @@ class Policy(nn.Module):
             log-probabilities (N,) and entropies (N,) in float32, in nats; None for entropies not asked for.
         """
         assert self.model.config._attn_implementation == attention.NAME, "no other attention knows layouts"
-        no_mask = input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # four dimensions keep transformers from making one
-        states = self.model.get_decoder()(
-            input_ids, position_ids=position_ids, use_cache=False, attention_mask=no_mask, layout=layout
-        ).last_hidden_state  # (R, L, D)
+        trunk, how = self.model.get_decoder(), by_layout(input_ids, layout)
+        states = trunk(input_ids, position_ids=position_ids, use_cache=False, **how).last_hidden_state  # (R, L, D)
         return self.head(states.flatten(0, 1)[predictors], targets, temperature, with_entropies)
+
+
+@torch.no_grad()
+def own_logprobs(
+    model: PreTrainedModel, row: Tensor, predictors: Tensor, targets: Tensor, temperature: float = 1.0,
+    layout: Layout | None = None,
+) -> Tensor:
+    """(N,) log-probabilities that the model itself gives `targets` after the places `predictors` of one row (1, L), in
+    float32 at least; attention as the model's is, or by a layout."""
+    positions = torch.arange(row.shape[1], device=row.device)[None]
+    how = {} if layout is None else by_layout(row, layout)
+    logits = model(input_ids=row, position_ids=positions, use_cache=False, **how).logits[0, predictors]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float))
+    return (logits / temperature).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)

@@ -31,9 +31,13 @@ def load_generation_config(model: str, end_ids: Collection[int] = ()) -> Generat
     except ValueError:
         config.do_sample = True
     if end_ids:
-        own = config.eos_token_id
-        config.eos_token_id = sorted({*end_ids, *([own] if isinstance(own, int) else own or [])})
+        config.eos_token_id = sorted({*end_ids, *as_ids(config.eos_token_id)})
     return config
+
+
+def as_ids(eos: int | list[int] | None) -> list[int]:
+    """The ids of a generation config's end of sequence, however many."""
+    return [eos] if isinstance(eos, int) else eos or []
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

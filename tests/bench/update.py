@@ -8,7 +8,7 @@
 padded   rows of prompt + response padded on the right, logits of every token by the model's own head
 packed   our packing without sharing: a prompt once per response
 shared   our packing as the scripts use it: a prompt once per group
-masked   the same with attention under a mask over the whole row, instead of by response (utils/attention.py)
+masked   the same with attention under a mask over the whole row, instead of by response (utils/layouts.py)
 
 padded is the model as transformers loads it; on a CPU in float32 the others compute by oneDNN (utils/cpu_linear.py).
 FLOPs are those of matrix products and attention (a masked pair of tokens counts), divided by the time and by the rate

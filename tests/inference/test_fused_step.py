@@ -9,6 +9,7 @@ from inference.decoder import Decoder, Step
 from inference.fused_step import FusedStep, attend_to_counted
 from inference.kv_cache import heads_come_last
 from inference.torch_engine import TorchEngine
+from tests.helpers.attention import plain_varlen
 from tests.helpers.float64 import CLOSE
 from tests.helpers.models import CPU, random_prompts, tiny_model
 from tests.inference.test_architectures import random_model
@@ -19,25 +20,10 @@ LENGTHS = [(5, 0), (1, 0), (12, 3), (3, 2), (9, 0)]
 ENDS = (1, 3, 7)
 
 
-def written_out(query, key, value, query_starts, key_starts, max_q, max_k, *, scale, seqused_k, return_aux):
-    """What PyTorch promises of a call that is not causal, a sequence at a time."""
-    assert return_aux.lse and query_starts.dtype == key_starts.dtype == seqused_k.dtype == torch.int32
-    assert query_starts[-1] == len(query) and key_starts[-1] == len(key) and seqused_k.max() <= max_k
-    mixed, shares = [], []
-    for i, count in enumerate(seqused_k.tolist()):
-        some = query[query_starts[i] : query_starts[i + 1]]
-        keys, values = (heads[key_starts[i] : key_starts[i] + count] for heads in (key, value))
-        assert len(some) == max_q
-        scores = torch.einsum("qhd,khd->hqk", some, keys) * scale
-        mixed.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
-        shares.append(scores.logsumexp(-1))
-    return torch.cat(mixed), torch.cat(shares, dim=1)
-
-
 @pytest.fixture
 def engines(monkeypatch):
     """An engine of a model that attends by fused steps, and one that does not."""
-    monkeypatch.setattr(fused_step, "varlen_attn", written_out)
+    monkeypatch.setattr(fused_step, "varlen_attn", plain_varlen)
     monkeypatch.setattr(fused_step, "shares_come_by_heads", lambda device: True)
 
     def both(model):
@@ -91,7 +77,7 @@ def test_a_kernel_that_fails_or_is_wrong_is_not_used(engines, monkeypatch, capsy
     assert fused.decoder.step_type is Step and "fails: no kernel for this for this model" in capsys.readouterr().err
     fused, _ = engines(tiny_model())
     monkeypatch.setattr(fused_step, "varlen_attn", lambda *about, **how: [1.1 * some for some in
-                                                                          written_out(*about, **how)])
+                                                                          plain_varlen(*about, **how)])
     fused.check()
     assert fused.decoder.step_type is Step and "changes log-probabilities by" in capsys.readouterr().err
 

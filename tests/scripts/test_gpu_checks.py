@@ -46,7 +46,7 @@ from tests.gpu.machine import describe
 from tests.gpu.new_shapes import flops, lengths_of, sequences
 from tests.gpu.runner import SKIPPED, lines_of, run_check, run_checks
 from tests.helpers import shells
-from tests.step.test_attention import plain_varlen
+from tests.helpers.attention import plain_varlen
 from utils import ROOT
 from utils.run import devices
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.helpers.models import random_advantages, random_groups
+from utils.attention import by_layout
 from utils.packing import pack
 from utils.policy import Policy
 from utils.response_batches import Batches
@@ -126,7 +127,7 @@ def saved_bytes(config, dtype, micro_batch):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = policy.model.model(inputs_embeds=states, attention_mask=torch.ones(1, 1, 1, 1).bool(), layout=layout,
+        output = policy.model.model(inputs_embeds=states, **by_layout(micro_batch.input_ids, layout),
                                     use_cache=False, position_ids=micro_batch.position_ids).last_hidden_state
     assert output.requires_grad
     return sum(nbytes for nbytes, _ in storages.values())

@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.helpers.attention import plain_varlen
 from tests.helpers.float64 import CLOSE
 from tests.helpers.models import CPU, group_length, group_sizes, random_advantages, random_groups, scorer, tiny_model
 from utils import attention, layouts, response_batches
@@ -40,22 +41,6 @@ def rows_of(segment_ids: list[list[int]], branch_ids: list[list[int]]):
     """All of a micro-batch that a layout looks at."""
     segment_ids = torch.tensor(segment_ids)
     return SimpleNamespace(input_ids=segment_ids, segment_ids=segment_ids, branch_ids=torch.tensor(branch_ids))
-
-
-def plain_varlen(query, key, value, query_starts, key_starts, max_q, max_k, *, scale, window_size, enable_gqa=True):
-    """What PyTorch's variable-length attention promises, written out a sequence at a time; it runs on GPUs only."""
-    mixed = []
-    assert int(query_starts.diff().max()) == max_q and int(key_starts.diff().max()) == max_k
-    for i in range(len(query_starts) - 1):
-        some = query[query_starts[i] : query_starts[i + 1]]
-        keys, values = (heads[key_starts[i] : key_starts[i + 1]].repeat_interleave(query.shape[1] // heads.shape[1], 1)
-                        for heads in (key, value))
-        places = torch.arange(len(keys) - len(some), len(keys))[:, None] - torch.arange(len(keys))  # bottom right
-        outside = (places < 0) if window_size[0] < 0 else (places < 0) | (places > window_size[0])
-        scores = torch.einsum("qhd,khd->hqk", some, keys) * scale
-        weights = scores.masked_fill(outside, -torch.inf).softmax(-1)
-        mixed.append(torch.einsum("hqk,khd->qhd", weights, values))
-    return torch.cat(mixed)
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def head(shape: Shape, tokens: int, b: int, gpu_bytes: float) -> float:
 
 
 def key_copies(run: Run) -> float:
-    """Keys per token that attention (utils/attention.py) copies: for each response its own and those of its prefix."""
+    """Keys per token that attention (utils/layouts.py) copies: for each response its own and those of its prefix."""
     return run.responses_per_row * (run.max_prompt_length + run.max_response_length) / run.row_length
 
 
