@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from rewards import pool
 
 
+def digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 class OwnFile(NamedTuple):
     """`digest` tells two versions of the file apart: answers that another one judged are other data."""
 
@@ -23,7 +27,7 @@ class OwnFile(NamedTuple):
         file = Path(path).expanduser().resolve()
         if not file.is_file():
             raise ValueError("no such file")
-        verifier = cls(str(file), hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+        verifier = cls(str(file), digest_of(file))
         workers = pool.pool_of(verifier.command)
         try:
             workers.start_one()

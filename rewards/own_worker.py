@@ -5,22 +5,20 @@ FILE is the user's own code and is imported as such: it may do what the user may
 `verify` as a text, and nothing here executes it. What the file prints is lost; where it raises, the reason says so.
 """
 
-import hashlib
 import importlib.util
 import json
 import math
 import os
-import queue
 import resource
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rewards.answer import Score
-from rewards.limits import MAX_MEMORY, SPARE_SECONDS, limit_cpu_time, read_lines
+from rewards.limits import limit_memory, serve, silence
+from rewards.own_file import digest_of
 from rewards.pool import RAISED
 
 
@@ -30,7 +28,7 @@ class Refused(Exception):
 
 def load(path: str, digest: str) -> Callable[[str, dict[str, Any]], Score]:
     """The function `verify` of the file, which must still be the one with that digest."""
-    if hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] != digest:
+    if digest_of(Path(path)) != digest:
         raise Refused(f"{path} has changed since the start; put it back, and go on with --resume")
     sys.path.append(str(Path(path).parent))  # last: what lies beside it can be imported, and hides nothing
     spec = importlib.util.spec_from_file_location("own_verifier", path)
@@ -65,32 +63,21 @@ def judge(verify: Callable, completion: str, ground_truth: dict[str, Any], path:
         return [0.0, False, f"{RAISED} {fault(error, path)}"]
 
 
-def limit_memory() -> None:
-    """MAX_MEMORY bytes beside what the imports took."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MAX_MEMORY
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def taken() -> int:
+    """Bytes of address space that the process has by now, imports and all."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def main(path: str, digest: str) -> None:
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, sys.stdout.fileno())
-    os.dup2(silence, sys.stderr.fileno())
+    silence()
     try:
         verify = load(path, digest)
     except Refused as error:
         print(json.dumps({"refused": " ".join(str(error).split())}), file=output, flush=True)
         return
-    limit_memory()
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
-    print(json.dumps("ready"), file=output, flush=True)
-    while True:
-        ground_truth, completion, seconds = json.loads(lines.get())
-        limit_cpu_time(seconds + SPARE_SECONDS)
-        print(json.dumps(judge(verify, completion, json.loads(ground_truth), path)), file=output, flush=True)
+    limit_memory(taken())
+    serve(lambda ground_truth, completion: judge(verify, completion, json.loads(ground_truth), path), output)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,10 @@ not run; the comparison goes on without it. The process ends when its stdin does
 processor time than it may.
 """
 
-import json
 import logging
 import os
-import queue
 import re
-import resource
 import sys
-import threading
 from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
@@ -30,7 +26,7 @@ from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 
 from rewards.competition_math import split
-from rewards.limits import MAX_MEMORY, SPARE_SECONDS, limit_cpu_time, read_lines
+from rewards.limits import limit_memory, serve, silence
 
 NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
 # Numbers, `from sympy import *`, and the arithmetic of exponents in sympy.polys.monomials: no other name, no attribute.
@@ -92,8 +88,7 @@ def refuse_code(event: str, arguments: tuple[Any, ...]) -> None:
 
 def prepare() -> None:
     """Set the limits; import and generate what SymPy does at first use; from then on refuse code."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    limit_memory()
     logging.disable()
     compare(r"\sqrt{x} + y", r"\frac{y^{2} - z}{x - 1}")
     sys.addaudithook(refuse_code)
@@ -102,16 +97,8 @@ def prepare() -> None:
 def main() -> None:
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     prepare()
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, sys.stdout.fileno())  # nothing that prints can write a verdict
-    os.dup2(silence, sys.stderr.fileno())  # or keep a terminal or a pipe of the parent open
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
-    print(json.dumps("ready"), file=output, flush=True)
-    while True:
-        target, answer, seconds = json.loads(lines.get())
-        limit_cpu_time(seconds + SPARE_SECONDS)
-        print(json.dumps(compare(target, answer)), file=output, flush=True)
+    silence()
+    serve(compare, output)
 
 
 if __name__ == "__main__":

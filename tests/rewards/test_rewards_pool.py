@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards import pool, score, worker
+from rewards import limits, pool, score
 from rewards.answer import CORRECT, UNPARSABLE, WRONG_RESULT
 from rewards.pool import CRASHED, TIMEOUT, Comparison, Pool
 from utils import ROOT, metrics, rollouts
@@ -251,7 +251,7 @@ def test_real_comparisons_fit_into_the_memory_limit_many_times():
     status = Path(f"/proc/{workers.workers[0].process.pid}/status").read_text()
     peak = int(status.split("VmPeak:")[1].split()[0]) * 1024
     workers.close()
-    assert peak < worker.MAX_MEMORY / 4, peak
+    assert peak < limits.MAX_MEMORY / 4, peak
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
