@@ -6,7 +6,6 @@ The folder loads in transformers and vLLM as it is. --push_to_hub makes a privat
 login`; nothing else needs a network.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import tyro
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from utils.manifest import NAME, damage
 from utils.report.card import HUB_NAME, Run, model_card
 from utils.report.results import results_table
 from utils.run.cli import run_script
@@ -44,17 +44,14 @@ def find_checkpoint(folder: Path, step: int) -> Run:
     there = ", ".join(sorted((p.name for p in checkpoints.glob("step_*")), key=lambda name: int(name[5:]))) or "none"
     require(path.is_dir(), "--step", step, f"{folder} has no such checkpoint; there are: {there}")
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files = {name: entry for name, entry in manifest["files"].items() if name.startswith("hf/")}
+        manifest = json.loads((path / NAME).read_text())
+        has_model = any(name.startswith("hf/") for name in manifest["files"])
         fingerprints = manifest["run"]["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"RUN {folder}: {path / 'manifest.json'} is missing or damaged ({error})") from error
-    require(bool(files), "RUN", folder, f"{path} has no model")
-    for name, (_, digest) in files.items():
-        require((path / name).is_file(), "RUN", folder, f"{path / name} is missing")
-        with (path / name).open("rb") as file:
-            require(hashlib.file_digest(file, "sha256").hexdigest() == digest, "RUN", folder,
-                    f"{path / name} is not what was written (its hash differs)")
+        raise BadInput(f"RUN {folder}: {path / NAME} is missing or damaged ({error})") from error
+    require(has_model, "RUN", folder, f"{path} has no model")
+    wrong = damage(path, with_hashes=True, part="hf/")
+    require(wrong is None, "RUN", folder, f"{path}/{wrong}")
     return Run(folder, step, fingerprints)
 
 

@@ -45,8 +45,9 @@ def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
             force_to_disk(path)
 
 
-def damage(folder: Path, with_hashes: bool) -> str | None:
-    """What is wrong with the checkpoint in `folder`, in words; None where its files are those of its manifest."""
+def damage(folder: Path, with_hashes: bool, part: str = "") -> str | None:
+    """What is wrong with the checkpoint in `folder`, in words; None where its files are those of its manifest. `part`
+    is what the names of those that matter begin with."""
     if not folder.is_dir():
         return "there is no such checkpoint"
     try:
@@ -54,6 +55,8 @@ def damage(folder: Path, with_hashes: bool) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return f"{NAME} is missing or damaged"
     for name, (size, digest) in files.items():
+        if not name.startswith(part):
+            continue
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rewards import score
+from tests.helpers.verifiers import VERIFIER
 from utils.checkpoint import describe_run, differences
 from utils.data import fingerprint, load_problems, load_splits
 from utils.run.errors import BadInput
@@ -15,17 +16,6 @@ from utils.tasks import own
 from utils.tasks.own import Own
 
 pytestmark = pytest.mark.usefixtures("forget_verifiers")
-
-VERIFIER = """
-from rewards.answer import CORRECT, NO_ANSWER, WRONG_RESULT, last_answer
-
-
-def verify(completion, ground_truth):
-    answer = last_answer(completion)
-    if answer is None:
-        return NO_ANSWER
-    return CORRECT if answer.strip() == ground_truth["target"] else WRONG_RESULT
-"""
 
 
 def sums(count: int = 20) -> list[dict]:

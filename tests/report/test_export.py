@@ -117,7 +117,7 @@ def test_a_beginning_of_sequence_token_is_in_the_lines_to_copy(run):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<s>"}))
     manifest = run / "checkpoints/step_12/manifest.json"
     entries = json.loads(manifest.read_text())
-    entries["files"]["hf/tokenizer_config.json"] = [0, hashlib.sha256(path.read_bytes()).hexdigest()]
+    entries["files"]["hf/tokenizer_config.json"] = [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
     manifest.write_text(json.dumps(entries))
     for bos, words in ((True, "tokenizer('<s>' + prompt"), (False, "tokenizer('' + prompt")):
         (run / "args.json").write_text(json.dumps(ARGS | {"bos": bos}))

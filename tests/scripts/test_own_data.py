@@ -5,17 +5,7 @@ import json
 import pytest
 
 from tests.helpers.launching import launch_in_turn, start, succeed, training_lines
-
-VERIFIER = """
-from rewards.answer import CORRECT, NO_ANSWER, WRONG_RESULT, last_answer
-
-
-def verify(completion, ground_truth):
-    answer = last_answer(completion)
-    if answer is None:
-        return NO_ANSWER
-    return CORRECT if answer.strip() == ground_truth["target"] else WRONG_RESULT
-"""
+from tests.helpers.verifiers import VERIFIER
 
 
 @pytest.mark.slow

@@ -49,15 +49,16 @@ class Run:
         return Path((self.environment.get("command") or [""])[0]).stem
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a model or data set of that name must be the hub's."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
 def front_matter(run: Run) -> str:
     """YAML for the hub. A base model or data set that is a folder of this machine is left out, as is the license."""
-
-    def on_hub(name: str) -> bool:
-        return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
-
     base, data = run.args.get("model", ""), run.args.get("data", "").partition(":")[0]
     return ModelCardData(
-        base_model=base if on_hub(base) else None, datasets=[data] if on_hub(data) else None,
+        base_model=base if is_on_hub(base) else None, datasets=[data] if is_on_hub(data) else None,
         library_name="transformers", pipeline_tag="text-generation",
         tags=[tag for tag in ("reasoning", run.method) if tag],
     ).to_yaml()
@@ -139,7 +140,7 @@ def model_card(run: Run, name: str, evaluations: Sequence[str] = ()) -> str:
     args, environment = run.args, run.environment
     git, versions = environment.get("git", {}), environment.get("versions", {})
     base = args.get("model", "unknown")
-    base = base if HUB_NAME.fullmatch(base) and not Path(base).exists() else Path(base).name
+    base = base if is_on_hub(base) else Path(base).name
     commit = f"{git['commit']}{', with changes' if git.get('dirty') else ''}" if git.get("commit") else "unknown"
     facts = {
         "base model": base,

@@ -34,7 +34,8 @@ def run_script(main: Callable, args_class: type, computes: bool = True) -> None:
         main(args)
     except BadInput as error:
         watchdog.stop()
-        if os.environ.get("LOCAL_RANK", "0") == "0" if isinstance(error, BadMachine) else distributed.is_main():
+        is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        if is_first_here if isinstance(error, BadMachine) else distributed.is_main():  # each machine tells of itself
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunStopped as error:
