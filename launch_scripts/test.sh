@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What: the style check and every test, on the CPU, without network (installation apart). Without arguments, what compares
 #       numbers runs twice more, as on other processors: with the instructions that those have, on one and on two threads.
-# How:  bash launch_scripts/test.sh [arguments of pytest, e.g. -k packing, or -m "not slow": a minute and a half]
+# How:  bash launch_scripts/test.sh [arguments of pytest, e.g. -k packing, or -m "not slow": under two minutes]
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh requirements-dev.txt
