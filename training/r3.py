@@ -90,6 +90,9 @@ class Args:
     beta2: BelowOne = 0.999  # AdamW
     weight_decay: NotNegative[float] = 0.01  # AdamW
     max_grad_norm: Positive[float] = 1.0  # gradients are scaled down to this norm
+    lora_rank: NotNegative[int] = 0  # LoRA: adapters of this rank learn, beside frozen weights; 0: all weights learn
+    lora_alpha: Positive[float] = 32.0  # adapters count lora_alpha / lora_rank times
+    lora_targets: str = "all-linear"  # layers with adapters: all but the head, or ends of names (q_proj,v_proj)
 
     # memory
     max_tokens_per_micro_batch: Positive[int] = 16384  # tokens of one forward pass on one process, padding included
@@ -133,15 +136,13 @@ def main(args: Args) -> None:
         return plan.print(Path(__file__).stem)
 
     device = processes.start(args.output_dir, args.timeout_minutes)
-    dtype = resolve_dtype(args.dtype, device)
     actor = Actor(
-        load_model(args.model, dtype, plan.prompts.end_ids), betas=(args.beta1, args.beta2),
-        weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm, temperature=args.temperature,
-        zero_stage=args.zero_stage, offload=args.offload, gradient_checkpointing=args.gradient_checkpointing,
+        load_model(args.model, resolve_dtype(args.dtype, device), plan.prompts.end_ids, plan.lora),
+        betas=(args.beta1, args.beta2), weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
+        temperature=args.temperature, zero_stage=args.zero_stage, offload=args.offload,
+        gradient_checkpointing=args.gradient_checkpointing,
     )
-    reference = None
-    if args.kl_coef > 0:
-        reference = load_reference(load_model(args.model, dtype), args.temperature, args.zero_stage, args.offload)
+    reference = load_reference(args.model, actor) if args.kl_coef > 0 else None
     engine = build_engine(
         plan.engine, actor, plan.tokenizer, max_length=args.max_prompt_length + args.max_response_length,
         kv_cache_gb=args.kv_cache_gb, free_replica=args.free_replica, tp_size=args.tp_size,

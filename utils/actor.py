@@ -17,14 +17,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from utils.adapters import Whole, adapter_weights_of, base_digest, has_adapters, whole_weights_of, without_adapters
 from utils.attention import Layout, tolerance
 from utils.deepspeed_config import GATHER_BUCKET, deepspeed_config
 from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy, own_logprobs
+from utils.pretrained import load_model
 from utils.run import distributed, watchdog
 from utils.run.errors import RunStopped
 from utils.types import MicroBatch
+
+BASE = "base.sha256"  # in a checkpoint's state: the digest of what adapters stand beside
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
@@ -149,9 +153,12 @@ class Actor(Scorer):
             checkpoint_layers(model)
         watchdog.progress()
         policy = Policy(model)
-        self.zero_stage = zero_stage
+        self.zero_stage, self.offload = zero_stage, offload
+        self.has_adapters = has_adapters(model)
+        self.base_digest = base_digest(model) if self.has_adapters else ""
+        learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         adam = deepspeed.ops.adam.DeepSpeedCPUAdam if offload and zero_stage > 0 else torch.optim.AdamW
-        optimizer = adam(policy.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)  # `step` gives the rate
+        optimizer = adam(learning, lr=0.0, betas=betas, weight_decay=weight_decay)  # `step` gives the rate
         engine, self.optimizer, _, _ = deepspeed.initialize(
             model=policy, optimizer=optimizer,
             config=deepspeed_config(zero_stage, model.dtype, max_grad_norm, offload),
@@ -190,40 +197,75 @@ class Actor(Scorer):
         return unclipped if norm is None else float(norm)
 
     def whole_weights(self) -> Iterator[dict[str, Tensor]]:
-        """The model's weights as buckets {name: whole weight}. Under ZeRO-3 each bucket is gathered by all ranks
-        together and is gone when the next one comes; below, these are the weights themselves."""
-        named = dict(self.policy.model.named_parameters())
-        if self.zero_stage < 3:
-            yield {name: parameter.detach() for name, parameter in named.items()}
-            return
-        bucket: dict[str, nn.Parameter] = {}
-        for last, (name, parameter) in enumerate(named.items(), start=1 - len(named)):
+        """The model's weights, adapters merged in, as buckets {name: whole weight}. Under ZeRO-3 each bucket is
+        gathered by all ranks together and is gone when the next one comes, as are merged weights at any stage; the
+        others are the weights themselves."""
+        return self._buckets(whole_weights_of(self.model))
+
+    def adapter_weights(self) -> Iterator[dict[str, Tensor]]:
+        """What learns beside a frozen base, in the same way; {name of the parameter: whole value}."""
+        return self._buckets(adapter_weights_of(self.model))
+
+    def _buckets(self, weights: dict[str, Whole]) -> Iterator[dict[str, Tensor]]:
+        bucket: dict[str, Whole] = {}
+        for last, (name, whole) in enumerate(weights.items(), start=1 - len(weights)):
             watchdog.progress()
-            bucket[name] = parameter
-            if last == 0 or sum(p.ds_numel for p in bucket.values()) >= GATHER_BUCKET:
-                with deepspeed.zero.GatheredParameters(list(bucket.values())):
-                    yield {name: parameter.detach() for name, parameter in bucket.items()}
+            bucket[name] = whole
+            parameters = [parameter for some in bucket.values() for parameter in some.parameters]
+            if last == 0 or sum(getattr(p, "ds_numel", p.numel()) for p in parameters) >= GATHER_BUCKET:
+                with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
+                    yield {name: some.compute() for name, some in bucket.items()}
                 bucket = {}
 
     def save(self, folder: Path) -> None:
-        """All that an exact resume needs of this rank (weights, master copies, optimiser states). A collective."""
-        self.ds_engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+        """All that an exact resume needs of this rank (weights that learn, master copies, optimiser states). A
+        collective."""
+        self.ds_engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False,
+                                       exclude_frozen_parameters=self.has_adapters)
+        if self.has_adapters and distributed.is_main():
+            (folder / BASE).write_text(self.base_digest)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote; same world size and ZeRO stage."""
+        """Restore what `save` wrote; same world size and ZeRO stage.
+
+        Raises:
+            RunStopped: adapters were learnt beside other frozen weights than those of the present model.
+        """
+        if self.has_adapters and (folder / BASE).read_text() != self.base_digest:
+            raise RunStopped(f"--resume: the weights of {self.model.name_or_path} are others than those that the "
+                             f"adapters in {folder} were learnt beside; the frozen weights are not in a checkpoint")
         with weights_only():
-            path, _ = self.ds_engine.load_checkpoint(str(folder), tag="deepspeed")
+            path, _ = self.ds_engine.load_checkpoint(str(folder), tag="deepspeed",
+                                                     load_module_strict=not self.has_adapters)
         assert path is not None, f"DeepSpeed found no checkpoint in {folder}"
 
 
-def load_reference(model: PreTrainedModel, temperature: float, zero_stage: int, offload: bool) -> Scorer:
-    """The frozen model that kl_loss is measured against: sharded under ZeRO-3, a plain module below."""
+class Base(Scorer):
+    """The model that an actor's adapters stand beside. It is the actor's own, with these off."""
+
+    def __init__(self, actor: Actor):
+        self.policy, self.ds_engine, self.temperature = actor.policy, actor.ds_engine, actor.temperature
+        self.layout_of = actor.layout_of
+
+    def _forward(self, *args, **settings) -> tuple[Tensor, Tensor | None]:
+        with without_adapters(self.policy):
+            return super()._forward(*args, **settings)
+
+
+def load_reference(model: str, actor: Actor) -> Scorer:
+    """The frozen model that kl_loss is measured against, `model` as it was loaded for the actor: sharded under ZeRO-3,
+    a plain module below. No second one where the actor has adapters."""
+    if actor.has_adapters:
+        return Base(actor)
+    return make_reference(load_model(model, actor.model.dtype), actor)
+
+
+def make_reference(model: PreTrainedModel, actor: Actor) -> Scorer:
     watchdog.phase("setting up the reference")
     policy = Policy(model.eval().requires_grad_(False))
-    if zero_stage < 3:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        return Scorer(policy, policy.to(device), temperature)
-    config = deepspeed_config(zero_stage, model.dtype, 0.0, offload)
+    if actor.zero_stage < 3:
+        return Scorer(policy, policy.to(actor.device), actor.temperature)
+    config = deepspeed_config(actor.zero_stage, model.dtype, 0.0, actor.offload)
     config["zero_optimization"].pop("offload_optimizer", None)
     engine, *_ = deepspeed.initialize(model=policy, config=config)
-    return Scorer(policy, engine, temperature)
+    return Scorer(policy, engine, actor.temperature)

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from utils.actor import Actor
+from utils.adapters import save_adapters
 from utils.data import fingerprint
 from utils.manifest import damage, force_to_disk, write_manifest
 from utils.run import distributed, watchdog
@@ -141,6 +142,11 @@ def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Non
     if distributed.is_main():
         actor.model.save_pretrained(folder / "hf", state_dict=weights)
         tokenizer.save_pretrained(folder / "hf")
+    if actor.has_adapters:
+        adapters = {name: weight.to("cpu", copy=True) for bucket in actor.adapter_weights()
+                    for name, weight in bucket.items()}
+        if distributed.is_main():
+            save_adapters(folder / "adapter", actor.model, adapters)
     distributed.barrier()
 
 

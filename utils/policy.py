@@ -99,8 +99,9 @@ class FusedLinearLogProbs(torch.autograd.Function):
         factor = ctx.temperature / ctx.logits.scale
         of_targets, of_log_p = grad_logprobs / factor, grad_entropies / factor
         constant = of_targets + of_log_p * entropy
-        grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=entropy.dtype)
+        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad  # a frozen head needs none
+        grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=entropy.dtype) if needs_bias else None
         flat = (states, targets, of_targets, of_log_p, constant, grad_states)
         for number, chunk in enumerate(zip(*(values.split(ctx.size) for values in flat), strict=True)):
             some_states, some_targets, at_target, at_log_p, offset, out = chunk
@@ -114,8 +115,9 @@ class FusedLinearLogProbs(torch.autograd.Function):
                 grad_bias += grads.sum(dim=0)
             grads = grads.to(weight.dtype)
             out.copy_(product(grads, weight.T))
-            add_product(grad_weight, grads.T, some_states.T)
-        grad_bias = None if bias is None else grad_bias.to(bias.dtype)
+            if grad_weight is not None:
+                add_product(grad_weight, grads.T, some_states.T)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_states, grad_weight, grad_bias, None, None, None
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from utils.adapters import Lora, add_adapters
 from utils.cpu_linear import use_onednn
 from utils.run import devices, watchdog
 from utils.run.errors import BadMachine, require
@@ -55,9 +56,14 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
 
 
-def load_model(model: str, dtype: torch.dtype, end_ids: Collection[int] = ()) -> PreTrainedModel:
-    """The model; `end_ids` end its responses, too, here and wherever it is loaded from a checkpoint."""
+def load_model(
+    model: str, dtype: torch.dtype, end_ids: Collection[int] = (), lora: Lora | None = None
+) -> PreTrainedModel:
+    """The model, with adapters where `lora` says so; `end_ids` end its responses, too, here and wherever it is loaded
+    from a checkpoint."""
     watchdog.phase("loading the model")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
     loaded.generation_config = load_generation_config(model, end_ids)
+    if lora is not None:
+        add_adapters(loaded, lora)
     return loaded if torch.cuda.is_available() else use_onednn(loaded)  # with CUDA it goes to a GPU

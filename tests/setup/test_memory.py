@@ -106,6 +106,8 @@ def test_a_model_of_another_type_has_no_shape():
     ({"zero_stage": 1, "offload": True}, (2, 2, 0), 6 + 3),  # in bfloat16, here
     ({"zero_stage": 2, "offload": True}, (2, 0, 0), 6 + 3),
     ({"zero_stage": 3, "offload": True}, (0, 0, 0), 6 + 4 + 1),
+    ({"zero_stage": 2, "num_adapted": 4}, (10, 8, 24), 0),  # 4 learn beside 1
+    ({"zero_stage": 3, "num_adapted": 4}, (5, 8, 24), 0),
 ])
 def test_states_of_one_parameter_on_two_processes(changes, states, on_cpu):
     assert training_states(1, replace(RUN, **changes)) == (

@@ -17,7 +17,7 @@ from deepspeed.utils import safe_get_full_grad
 import utils.actor
 from tests.workers.cases import run_cases
 from tests.workers.skip_worker import equal, make_actor, states, update
-from tests.workers.zero_worker import ADVANTAGES, EOS, LEARNING_RATES, Case, make_model
+from tests.workers.zero_worker import ADVANTAGES, EOS, LEARNING_RATES, Case, learning, make_model
 from utils.actor import Actor
 from utils.packing import pack
 from utils.run import distributed
@@ -33,6 +33,11 @@ CASES = [
     Case("bfloat16-stage3", 3, dtype=torch.bfloat16),
     Case("bfloat16-stage2-offload", 2, offload=True, dtype=torch.bfloat16),
     Case("bfloat16-stage3-offload", 3, offload=True, dtype=torch.bfloat16),
+    Case("adapters-stage0", 0, has_adapters=True),
+    Case("adapters-stage1", 1, has_adapters=True),
+    Case("adapters-stage3", 3, has_adapters=True),
+    Case("bfloat16-adapters-stage2", 2, dtype=torch.bfloat16, has_adapters=True),
+    Case("bfloat16-adapters-stage3", 3, dtype=torch.bfloat16, has_adapters=True),
 ]
 NUM_MICRO_BATCHES = 16
 FOLDERS: list[str] = []  # the one of the command line
@@ -74,7 +79,7 @@ def gradient(actor: Actor, micro_batches: list[MicroBatch]) -> torch.Tensor:
     """What the actor adds up, in float64; an update at rate 0 then clears it."""
     for number, micro_batch in enumerate(micro_batches, start=1):
         actor.backward(loss_of(actor, micro_batch), is_last=number == len(micro_batches))
-    found = torch.cat([safe_get_full_grad(one).flatten().double() for one in actor.policy.parameters()])
+    found = torch.cat([safe_get_full_grad(one).flatten().double() for one in learning(actor.policy)])
     actor.step(0.0)
     return found
 
@@ -108,7 +113,7 @@ def run(case: Case) -> dict:
     restored.load(folder)
     return {
         "held": held, "taken": taken, "there": before + taken,
-        "num_parameters": sum(one.numel() for one in make_model(case).parameters()),
+        "num_parameters": sum(one.numel() for one in learning(make_model(case))),
         "is_restored": equal(states(actor), states(restored)),
         "norms_after": [update(one, 1, rates[1]) for one in (actor, restored)],
         "is_same_after": equal(states(actor), states(restored)),

@@ -36,6 +36,7 @@ from tests.workers.zero_worker import (
     prompts_of_rank,
 )
 from utils.actor import Actor
+from utils.adapters import Lora
 from utils.pretrained import load_model
 from utils.run import distributed, processes
 from utils.types import Sampling
@@ -51,6 +52,7 @@ class Case:
     stage: int
     tied: bool
     tp_size: int = 1
+    lora: Lora | None = None
 
 
 CASES = [
@@ -58,6 +60,8 @@ CASES = [
     Case("llama-untied-stage3", LlamaForCausalLM, 3, tied=False),
     Case("qwen2-untied-stage2", Qwen2ForCausalLM, 2, tied=False),
     Case("llama-tied-stage0-tp2", LlamaForCausalLM, 0, tied=True, tp_size=2),
+    Case("adapters-stage3", Qwen2ForCausalLM, 3, tied=True, lora=Lora(4, 32.0, "all-linear", 0)),
+    Case("adapters-stage0", Qwen2ForCausalLM, 0, tied=False, lora=Lora(4, 32.0, "q_proj,up_proj", 0)),
 ]
 
 
@@ -97,7 +101,7 @@ def run(case: Case, folder: Path) -> dict:
         save_model(case, folder)
     distributed.barrier()
     actor = Actor(
-        load_model(str(folder), torch.float32), betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0,
+        load_model(str(folder), torch.float32, lora=case.lora), betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0,
         temperature=TEMPERATURE, zero_stage=case.stage, offload=False, gradient_checkpointing=False,
     )
     flags = {"max_length": 64, "kv_cache_gb": 0.02, "memory_fraction": 0.3, "sleep_level": 0, "free_replica": False}

@@ -5,7 +5,7 @@ packed micro-batches and by plain PyTorch one sequence at a time. Writes what it
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +20,8 @@ import utils.actor
 from inference.hybrid_engine import build_engine
 from tests.workers.cases import run_cases, write_down
 from utils import policy
-from utils.actor import Actor, load_reference
+from utils.actor import Actor, load_reference, make_reference
+from utils.adapters import Lora, add_adapters
 from utils.losses import masked_mean
 from utils.metrics import count_tokens
 from utils.packing import fill_up, pack
@@ -46,6 +47,7 @@ class Case:
     tied: bool = True
     gradient_checkpointing: bool = False
     dtype: torch.dtype = torch.float32
+    has_adapters: bool = False
 
 
 CASES = [
@@ -54,13 +56,22 @@ CASES = [
     Case("stage2", 2),
     Case("stage3", 3),
     Case("stage3-untied-checkpointing", 3, tied=False, gradient_checkpointing=True),
+    Case("adapters-stage0", 0, has_adapters=True),
+    Case("adapters-stage1", 1, has_adapters=True),
+    Case("adapters-stage2", 2, tied=False, has_adapters=True),
+    Case("adapters-stage3", 3, has_adapters=True),
     Case("stage2-offload", 2, offload=True),
     Case("stage3-offload", 3, offload=True),
     Case("bfloat16-stage0", 0, dtype=torch.bfloat16),
     Case("bfloat16-stage1", 1, dtype=torch.bfloat16),
     Case("bfloat16-stage2", 2, dtype=torch.bfloat16),
     Case("bfloat16-stage3", 3, dtype=torch.bfloat16),
+    Case("bfloat16-adapters-stage0", 0, dtype=torch.bfloat16, has_adapters=True),
+    Case("bfloat16-adapters-stage1", 1, dtype=torch.bfloat16, has_adapters=True),
+    Case("bfloat16-adapters-stage2", 2, dtype=torch.bfloat16, has_adapters=True),
+    Case("bfloat16-adapters-stage3", 3, dtype=torch.bfloat16, has_adapters=True),
 ]
+LORA = Lora(rank=3, alpha=6.0, targets="q_proj,v_proj,o_proj,down_proj", seed=0)  # q_proj and v_proj have biases
 
 
 def make_model(case: Case) -> Qwen2ForCausalLM:
@@ -71,12 +82,55 @@ def make_model(case: Case) -> Qwen2ForCausalLM:
         num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=case.tied, initializer_range=0.2,
         bos_token_id=None, pad_token_id=None, eos_token_id=EOS,
     )
-    return Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa").eval().to(case.dtype)
+    model = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa").eval().to(case.dtype)
+    if case.has_adapters:
+        add_adapters(model, LORA)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # which peft makes zero: then nothing would show what it is multiplied with
+                parameter.data.normal_(std=0.1)
+    return model
+
+
+class PlainAdapted(torch.nn.Module):
+    """A linear layer with adapters, as the paper has it; made of one of peft's, whose forward pass is not used."""
+
+    def __init__(self, layer: torch.nn.Module):
+        super().__init__()
+        self.base, self.bias = layer.base_layer.weight, layer.base_layer.bias
+        self.a, self.b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+    def weight(self) -> torch.Tensor:
+        return self.base + LORA.alpha / LORA.rank * self.b @ self.a
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(states, self.weight(), self.bias)
 
 
 def make_plain_model(case: Case) -> Qwen2ForCausalLM:
     """The same in the type of DeepSpeed's master copy."""
-    return make_model(case).float()
+    model = make_model(case).float()
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "lora_A"):
+            model.set_submodule(name, PlainAdapted(module))
+    return model
+
+
+@torch.no_grad()
+def plain_weights_of(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
+    """By the names that they have without adapters."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, last = name.rpartition(".")
+        layer = model.get_submodule(owner)
+        if not isinstance(layer, PlainAdapted):
+            found[name] = parameter.detach().clone()
+        elif last in ("base", "bias"):
+            found[f"{owner}.{'weight' if last == 'base' else last}"] = layer.weight() if last == "base" else parameter
+    return found
+
+
+def learning(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def make_mini_batches() -> list[list[list[Rollout]]]:
@@ -123,7 +177,7 @@ def plain_loss(model: Qwen2ForCausalLM, groups: list[list[Rollout]]) -> torch.Te
 def plain_updates(case: Case) -> tuple[list[float], list[float], Qwen2ForCausalLM]:
     """Losses, gradient norms before clipping, and the model after two updates."""
     model, losses, norms = make_plain_model(case), [], []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=BETAS, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(learning(model), lr=1.0, betas=BETAS, weight_decay=WEIGHT_DECAY)
     for groups, lr, scale in zip(make_mini_batches(), LEARNING_RATES[case.dtype], LOSS_SCALES, strict=True):
         optimizer.zero_grad()
         loss = scale * plain_loss(model, groups)
@@ -184,8 +238,9 @@ def engine_mismatch(engine, actor: Actor, step: int) -> tuple[float, int]:
 
 
 def plain_response_logprobs(case: Case) -> torch.Tensor:
-    """Sorted log-probabilities of this rank's response tokens of the first mini-batch, under the initial weights."""
-    model, parts = make_plain_model(case), []
+    """Sorted log-probabilities of this rank's response tokens of the first mini-batch, under the initial weights, or
+    the base's where there are adapters."""
+    model, parts = make_plain_model(replace(case, has_adapters=False)), []
     for group in distributed.share(make_mini_batches()[0]):
         parts += [plain_scores(model, one)[0].detach()[len(one.prompt.hint_ids) :] for one in group]
     return torch.cat(parts).sort().values
@@ -206,7 +261,7 @@ def run(case: Case) -> dict:
         temperature=TEMPERATURE, zero_stage=case.stage, offload=case.offload,
         gradient_checkpointing=case.gradient_checkpointing,
     )
-    reference = load_reference(make_model(case), TEMPERATURE, case.stage, case.offload)
+    reference = load_reference("", actor) if case.has_adapters else make_reference(make_model(case), actor)
     flags = {"max_length": 64, "kv_cache_gb": 1e-5, "tp_size": 1, "memory_fraction": 0.3, "sleep_level": 0}
     tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=None)
     engine = build_engine("torch", actor, tokenizer, free_replica=False, **flags)
@@ -249,8 +304,7 @@ def run(case: Case) -> dict:
     weights = {name: weight.float() for bucket in buckets for name, weight in bucket.items()}
 
     plain_losses, plain_norms, plain_model = plain_updates(case)
-    plain_weights = {name: weight.detach() for name, weight in plain_model.named_parameters()}
-    initial = {name: weight.detach() for name, weight in make_plain_model(case).named_parameters()}
+    plain_weights, initial = plain_weights_of(plain_model), plain_weights_of(make_plain_model(case))
     changes = torch.cat([(weights[name] - initial[name]).flatten() for name in initial])
     plain_changes = torch.cat([(plain_weights[name] - initial[name]).flatten() for name in initial])
     return {

@@ -29,7 +29,7 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
     n, b, share = shape.parameters, run.weight_bytes, shape.parameters / run.processes
     sharded, has_vllm = run.zero_stage == 3, run.vllm_bytes > 0
     always, on_cpu = training_states(n, run)
-    reference = b * (share if sharded else n) * run.has_reference
+    reference = b * (share if sharded else n) * (run.has_reference and not run.num_adapted)
     if sharded and run.offload:
         on_cpu, reference = on_cpu + reference, 0.0
     if has_vllm and run.sleep_level == 1:
@@ -50,8 +50,8 @@ def estimate(shape: Shape, run: Run) -> tuple[dict[str, float], dict[str, float]
         generation(shape, run, prompts, run.group_size) if run.group_size else 0.0, generation(shape, run, tests, 1))
     phases = {
         "backward pass": activations(shape, tokens, key_copies(run), b, run.gradient_checkpointing)
-        + head(shape, tokens, b, run.gpu_bytes) + masks(run) + communication(shape, run),
-        "optimiser step": stepping(n, run),
+        + head(shape, tokens, b, run.gpu_bytes, run.num_adapted > 0) + masks(run) + communication(shape, run),
+        "optimiser step": stepping(run.num_adapted or n, run),
         "sync": returned + gathered,
         "rollout or evaluation": returned + generating,
     }
@@ -94,8 +94,9 @@ def memory_facts(shape: Shape | None, run: Run) -> dict[str, str]:
     worst = max(phases, key=phases.__getitem__)
     prompts, samples = -(-run.prompts_per_step // run.processes), run.group_size or 1
     need = gib(cache_need(shape, run, prompts if run.group_size else -(-run.test_problems // run.processes), samples))
+    learning = f", beside which {run.num_adapted:,} of adapters learn" if run.num_adapted else ""
     return {
-        "parameters": f"{shape.parameters:,}",
+        "parameters": f"{shape.parameters:,}{learning}",
         "memory per GPU": f"about {gib(peak(shape, run))} at most, in the {worst}; all the time:",
         **{f"  {name}": gib(size) for name, size in always.items()},
         "  on top, one at a time": ", ".join(f"{name} {gib(size)}" for name, size in phases.items()),

@@ -65,6 +65,7 @@ class Run(Generation):
     rows_per_prompt: int
     max_tokens_per_micro_batch: int
     test_problems: int
+    num_adapted: int = 0  # parameters of adapters, which alone learn; 0: all parameters do
 
     @property
     def responses_per_row(self) -> int:
@@ -82,13 +83,13 @@ def training_states(parameters: int, run: Run) -> tuple[dict[str, float], float]
     Float32 weights have a master copy too, except at stage 0: DeepSpeed makes one. Offloading moves optimiser states,
     gradients (held there in float32 too) and at stage 3 the weights.
     """
-    n, b, g, share = parameters, run.weight_bytes, run.gradient_bytes, parameters / run.processes
-    offload = run.offload and run.zero_stage > 0
+    b, g, learning = run.weight_bytes, run.gradient_bytes, run.num_adapted or parameters
+    offload, share = run.offload and run.zero_stage > 0, learning / run.processes
     master = 4 if b < 4 or run.zero_stage >= 1 else 0
     states = {
-        "weights": b * (share if run.zero_stage == 3 else n),
-        "gradients": g * (share if run.zero_stage >= 2 else n),
-        "optimiser": (master + 8) * (share if run.zero_stage >= 1 else n),
+        "weights": b * (parameters + run.num_adapted) / (run.processes if run.zero_stage == 3 else 1),
+        "gradients": g * (share if run.zero_stage >= 2 else learning),
+        "optimiser": (master + 8) * (share if run.zero_stage >= 1 else learning),
     }
     if not offload:
         return states, 0.0
@@ -108,9 +109,10 @@ def communication(shape: Shape, run: Run) -> float:
     converts a gradient at a time."""
     n, b = shape.parameters, run.weight_bytes
     if is_summed_apart(run):
-        return run.gradient_bytes * shape.vocab_size * shape.hidden_size
+        return 0.0 if run.num_adapted else run.gradient_bytes * shape.vocab_size * shape.hidden_size
     if run.zero_stage == 3:
-        return b * min(n, LIVE) + (b + run.gradient_bytes / run.processes) * min(n, BUCKET)
+        reduced = min(run.num_adapted or n, BUCKET)
+        return b * min(n, LIVE) + (b + run.gradient_bytes / run.processes) * reduced
     return b * BUCKET * (2 if run.gpu_bytes else 1) if run.zero_stage else 0.0
 
 
@@ -147,14 +149,14 @@ def activations(shape: Shape, tokens: int, key_copies: float, b: int, gradient_c
     return tokens * (layers + last_norm + gradients)
 
 
-def head(shape: Shape, tokens: int, b: int, gpu_bytes: float) -> float:
+def head(shape: Shape, tokens: int, b: int, gpu_bytes: float, is_frozen: bool = False) -> float:
     """The LM head's part of the backward pass: the scored states, three float32 tensors of a chunk of logits, all
     log-probabilities where they are kept, and the gradient of the head beside the one it is added to."""
     most = most_logits(gpu_bytes)
     logits = max(shape.vocab_size, min(most, tokens * shape.vocab_size))
     kept = tokens * shape.vocab_size if tokens * shape.vocab_size <= most else 0
-    return (tokens * b * shape.hidden_size + (12 + b) * logits + 4 * kept
-            + 2 * b * shape.vocab_size * shape.hidden_size)
+    gradients = 0 if is_frozen else 2 * b * shape.vocab_size * shape.hidden_size
+    return tokens * b * shape.hidden_size + (12 + b) * logits + 4 * kept + gradients
 
 
 def key_copies(run: Run) -> float:

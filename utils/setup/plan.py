@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils import checkpoint
 from utils.actor import Actor
+from utils.adapters import Lora, LoraFlags, num_learning
 from utils.data import fingerprint
 from utils.policy import memory_of
 from utils.pretrained import resolve_dtype
@@ -27,7 +28,7 @@ from utils.tasks.own import own_facts
 from utils.types import LongestGroup, Problem, Sampling
 
 
-class Flags(OwnFlags, Protocol):
+class Flags(OwnFlags, LoraFlags, Protocol):
     """The flags that a plan reads, which every training script has."""
 
     model: str
@@ -68,7 +69,8 @@ class Flags(OwnFlags, Protocol):
 @dataclass(frozen=True)
 class Plan:
     """A checked run. `problems` are those of training, `run` what a resumed run must have in common with it, `start`
-    the updates that are done, `changes` what differs from the checkpoint by --allow_changes."""
+    the updates that are done, `changes` what differs from the checkpoint by --allow_changes, `num_adapted` the
+    parameters of adapters."""
 
     flags: Flags
     longest: LongestGroup
@@ -78,6 +80,11 @@ class Plan:
     run: Mapping[str, Any]
     start: int
     changes: Sequence[str]
+    num_adapted: int
+
+    @property
+    def lora(self) -> Lora | None:
+        return Lora.of(self.flags)
 
     @property
     def prompts(self) -> PromptBuilder:
@@ -159,6 +166,7 @@ class Plan:
             weight_bytes=weight_bytes(flags.dtype), gpu_bytes=gpu_bytes(), processes=distributed.world_size(),
             has_reference=self.has_reference, group_size=self.longest.responses, row_length=self.longest.row_length,
             rows_per_prompt=self.longest.rows, test_problems=len(self.test_problems), engine=self.engine,
+            num_adapted=self.num_adapted,
             **{name: getattr(flags, name) for name in names},
         )
         on_gpu = replace(run, weight_bytes=resolve_dtype(flags.dtype, torch.device("cuda")).itemsize)
@@ -188,6 +196,7 @@ def make_plan(
         max_length=0 if longest.responses else longest.prefix, chat_template=flags.chat_template,
         system_prompt=flags.system_prompt, think=flags.think, own_data=own_data(flags),
     )
+    num_adapted = num_learning(flags.model, Lora.of(flags)) if flags.lora_rank and inputs.tokenizer is not None else 0
     problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
     if not longest.responses:
         longest_is = "--max_length"
@@ -200,7 +209,7 @@ def make_plan(
     run = checkpoint.describe_run(settings, inputs.problems, inputs.test_problems)
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
-    return Plan(flags, longest, inputs, problems, has_reference, run, start, changes)
+    return Plan(flags, longest, inputs, problems, has_reference, run, start, changes, num_adapted)
 
 
 def check_batch(flags: Flags, longest: LongestGroup, longest_is: str, num_problems: int) -> None:
