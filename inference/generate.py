@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inference.hybrid_engine import load_engine
 from rewards.answer import last_answer
-from utils.data import load_problems
+from utils.data import load_splits
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder, decode, encode, solution_slices
 from utils.rollouts import score_rollouts
@@ -41,6 +41,7 @@ from utils.run.cli import run_script
 from utils.run.errors import BadInput, Fraction, NotNegative, Positive, check_ranges, require
 from utils.run.terminal import DIM, GREEN, YELLOW, paint
 from utils.setup.inputs import evaluation_chat, load_inputs
+from utils.setup.own_flags import own_data
 from utils.types import Engine, Problem, Prompt, Rollout, Sampling
 
 FIRST_LIMIT = 8  # tokens that are waited for before there is anything to read
@@ -52,7 +53,12 @@ UNSURE = "\033[4;31m"  # red, underlined
 @dataclass
 class Args:
     model: str  # Hugging Face name or local folder, such as checkpoints/step_N/hf of a run
-    data: str | None = None  # built-in task (countdown, kk_logic, math, tree), or a folder with test.parquet
+    data: str | None = None  # built-in task (countdown, kk_logic, math, tree), folder with test.parquet, or own data
+    test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
+    prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction
+    solution_column: str = ""  # own data: steps to the answer; empty: solution, reasoning or rationale, if there
+    answer_column: str = ""  # own data: what is verified; empty: answer, final_answer, target, else the last \boxed
+    verifier: str = "competition_math"  # own data: a name in rewards/, or your Python file with `verify`
     index: int = 0  # which problem of --data: its row, from 0
     split: Literal["test", "train"] = "test"  # which file of --data
     prompt: str | None = None  # a text to go on with, instead of --data; not verified
@@ -87,7 +93,7 @@ def chosen_problem(args: Args) -> Problem:
                                      ("--hint_slices", args.hint_slices, 0)):
             require(value == neutral, flag, value, "needs a problem of --data; a --prompt stands alone")
         return Problem(0, "", args.prompt, (), "", {})
-    problems = load_problems(args.data, args.split)
+    problems = load_splits(args.data, (args.split,), own=own_data(args))[0][args.split]
     require(0 <= args.index < len(problems), "--index", args.index,
             f"must lie between 0 and {len(problems) - 1}: --data {args.data} has {len(problems)} {args.split} problems")
     return problems[args.index]

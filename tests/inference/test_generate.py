@@ -1,6 +1,7 @@
 """generate.py: the responses of eval.py and of one call of the engine, shown as they grow, safe on a terminal."""
 
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -17,6 +18,7 @@ from inference.hybrid_engine import load_engine
 from tests.helpers import chat
 from tests.helpers.launching import run, succeed, to_words
 from tests.helpers.models import CPU, make_problem
+from tests.helpers.verifiers import VERIFIER
 from utils.data import load_problems
 from utils.evaluation import evaluate
 from utils.prompts import PromptBuilder, decode, encode, solution_slices
@@ -123,9 +125,21 @@ def test_the_reference_answer_is_shown(call, says, countdown_data):
         assert call(data=str(countdown_data), index=3, split=split).endswith(f"reference answer: {answer}\n")
 
 
+def test_rows_of_ones_own_file_are_judged_by_ones_own_verifier(call, says, tokenizer, tmp_path, forget_verifiers):
+    data, verifier = tmp_path / "sums.jsonl", tmp_path / "judge.py"
+    data.write_text("".join(json.dumps({"ask": f"{n} + 1?", "sum": n + 1}) + "\n" for n in range(20)))
+    verifier.write_text(VERIFIER)
+    own = {"data": str(data), "prompt_column": "ask", "answer_column": "sum", "verifier": str(verifier),
+           "split": "train", "index": 3, "max_prompt_length": 140}
+    says([*encode("<answer>no</answer>", tokenizer), tokenizer.eos_token_id], screen=lambda: "")
+    shown = call(**own)
+    assert "Problem: 4 + 1?" in shown and "reference answer: 5" in shown
+    assert responses_in(shown)[0][1].startswith("wrong result, reward 0.1")
+
+
 def test_without_a_demonstration_what_the_verifier_knows_is_the_reference(call, says, monkeypatch):
     problem = make_problem(demonstration="")
-    monkeypatch.setattr(generate, "load_problems", lambda *_: [problem])
+    monkeypatch.setattr(generate, "load_splits", lambda *_, own: ({"test": [problem]}, ""))
     says("x")
     assert call(data="D").endswith(f"reference answer: {problem.ground_truth}\n")
 
@@ -160,7 +174,7 @@ def test_a_hint_is_shown_and_given_to_the_model(call, says, countdown_data, toke
 
 def test_the_hint_is_part_of_what_is_verified(call, says, monkeypatch):
     problem = make_problem(solution=["<ans", "wer>"])
-    monkeypatch.setattr(generate, "load_problems", lambda *_: [problem])
+    monkeypatch.setattr(generate, "load_splits", lambda *_, own: ({"test": [problem]}, ""))
     says("wer> 2+3 </answer>", stops=False)
     assert "\n--- correct, reward 1; " in call(data="D", hint_slices=1)
     assert "\n--- no answer, reward 0; " in call(data="D")
@@ -249,7 +263,7 @@ def test_a_response_that_rounding_changed_is_printed_anew(call, says, monkeypatc
 def test_texts_cannot_control_the_terminal(call, says, monkeypatch):
     attack, harmless = "\x1b[2J\r\x07\x9b1m\t", r"\x1b[2J\r\x07\x9b1m" + "\t"
     problem = make_problem(0, attack, [f"h{attack}"], f"d <answer>{attack}!</answer>")
-    monkeypatch.setattr(generate, "load_problems", lambda *_: [problem])
+    monkeypatch.setattr(generate, "load_splits", lambda *_, own: ({"test": [problem]}, ""))
     calls = says(f"r{attack}\n", logprobs=[-1.0] * 9)
     last = call(data="D", hint_slices=1, logprobs=True)
     shown = "".join(out for *_, out in calls) + last
@@ -260,7 +274,7 @@ def test_texts_cannot_control_the_terminal(call, says, monkeypatch):
 
 def test_prompt_hint_response_and_unsure_tokens_have_their_own_colours_on_a_terminal(call, says, monkeypatch):
     problem = make_problem(0, "ask", ["hint"])
-    monkeypatch.setattr(generate, "load_problems", lambda *_: [problem])
+    monkeypatch.setattr(generate, "load_splits", lambda *_, own: ({"test": [problem]}, ""))
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     calls = says("a\u20acb", logprobs=[-0.1, -0.1, -0.9, -0.1, -0.1])
