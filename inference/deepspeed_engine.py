@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from inference.kv_cache import cache_elements_of
 from utils import seeding
-from utils.run import distributed, watchdog
+from utils.run import distributed, stopping, watchdog
 from utils.types import Prompt, Rollout, Sampling
 
 
@@ -72,6 +72,7 @@ class DeepSpeedEngine:
             torch.manual_seed(int(drawn))
             for number in range(count):
                 watchdog.progress()
+                stopping.safe_point()
                 batch = prompts[number * size : (number + 1) * size]
                 groups += self._decode(batch, sampling)
         return groups

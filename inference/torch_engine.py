@@ -35,7 +35,7 @@ from inference.llama_decoder import LlamaDecoder, is_like_llama
 from inference.sampling import pick, sampling_uniforms
 from utils.cpu_linear import use_onednn
 from utils.layouts import has_varlen
-from utils.run import watchdog
+from utils.run import stopping, watchdog
 from utils.run.errors import RunStopped
 from utils.types import Prompt, Rollout, Sampling
 
@@ -151,6 +151,7 @@ class TorchEngine:
                 i = batch[row // len(samples)]
                 groups[i].append(Rollout(prompts[i], ids[row][:length], logprobs[row][:length],
                                          "stop" if ids[row][length - 1] in ends else "length"))
+        stopping.meet()
         return groups
 
     def _decode(self, prompts, group_size, max_response_length, temperature, noise):
@@ -177,6 +178,7 @@ class TorchEngine:
         step, width, t = None, 0, 1
         while t < limit:
             watchdog.progress()
+            stopping.leave()
             num_alive = int(state.alive.sum())  # only here the host waits for the device
             if num_alive == 0:
                 break

@@ -25,7 +25,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import destroy_model_parallel, get_tp_group
 
 from utils import seeding
-from utils.run import watchdog
+from utils.run import stopping, watchdog
 from utils.run.errors import RunStopped
 from utils.types import Prompt, Rollout, Sampling
 
@@ -42,6 +42,14 @@ class Beats(tqdm):
 
     def update(self, n: float = 1) -> bool | None:
         watchdog.progress()
+        return super().update(n)
+
+
+class OwnBeats(Beats):
+    """The same for an engine that no other rank shares."""
+
+    def update(self, n: float = 1) -> bool | None:
+        stopping.leave()
         return super().update(n)
 
 
@@ -132,7 +140,9 @@ class VLLMEngine:
             )
             for prompt in prompts
         ]
-        outputs = self.llm.generate(requests, parameters, use_tqdm=Beats) if requests else []
+        bar = OwnBeats if self.tp_size == 1 else Beats
+        outputs = self.llm.generate(requests, parameters, use_tqdm=bar) if requests else []
+        stopping.meet()
         groups = []
         for prompt, output in list(zip(prompts, outputs, strict=True))[mine]:
             group = [

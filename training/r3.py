@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from inference.hybrid_engine import build_engine
-from utils import checkpoint, seeding
+from utils import seeding
 from utils.actor import Actor, load_reference
 from utils.data import problems_of_step
 from utils.evaluation import evaluate, summary
@@ -56,6 +56,7 @@ class Args:
     eval_every: Positive[int] = 25  # steps between evaluations (greedy); also before the first and after the last step
     eval_problems: NotNegative[int] = 0  # test problems per evaluation; 0 is all
     save_every: Positive[int] = 100  # steps between checkpoints; also after the last step
+    save_minutes: NotNegative[float] = 0.0  # a checkpoint too where the last one is as old, after a step; 0 is never
     keep_last: NotNegative[int] = 0  # checkpoints that are kept, the newest; 0 is all
     keep_every: NotNegative[int] = 0  # checkpoints at multiples of this step are kept too; 0 is none
     resume: bool = False  # go on from the latest checkpoint in output_dir
@@ -154,19 +155,19 @@ def main(args: Args) -> None:
     sampling = Sampling(args.group_size, args.max_response_length, args.temperature, args.seed)
     max_ratio = args.max_engine_ratio if args.old_logprobs == "engine" else math.inf
     guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
-    processes.listen()  # after the libraries that set signal handlers of their own
+    saver = plan.saver(actor, logger)  # heeds signals: after the libraries that set handlers of their own
     for num_done in plan.steps():  # updates done so far; `step` is the one now taken
-        is_end, is_interrupted = num_done == args.total_steps, processes.stop_requested()
+        is_end = num_done == args.total_steps
 
         # 0. evaluate and save
-        if (num_done % args.eval_every == 0 or is_end) and not (args.resume and num_done == plan.start):
+        if (num_done % args.eval_every == 0 or is_end) and num_done != logger.evaluated:
             engine.sync()
             responses = evaluate(engine, plan.test_problems, plan.prompts, plan.greedy)
             logger.log_evaluation(num_done, {f"eval/{name}": value for name, value in summary(responses).items()})
             logger.log_sample(num_done, **responses[num_done % len(responses)].texts(), kind="evaluation")
-        if num_done > plan.start and (num_done % args.save_every == 0 or is_end or is_interrupted):
-            checkpoint.save(args.output_dir, num_done, actor, plan.tokenizer, plan.run, args.keep_last, args.keep_every)
-        if is_end or is_interrupted:
+        if num_done > plan.start and (num_done % args.save_every == 0 or is_end or saver.is_due()):
+            saver.save(num_done)
+        if is_end:
             break
         step, watch = num_done + 1, Stopwatch(num_done + 1)
 
@@ -228,7 +229,7 @@ def main(args: Args) -> None:
             logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], plan.tokenizer), kind="training")
 
     logger.close()
-    close_run(args.output_dir, plan.test_problems, num_done, is_end)
+    close_run(args.output_dir, plan.test_problems)
     processes.end()
 
 

@@ -24,7 +24,7 @@ from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy, own_logprobs
 from utils.pretrained import load_model
-from utils.run import distributed, watchdog
+from utils.run import distributed, stopping, watchdog
 from utils.run.errors import RunStopped
 from utils.types import MicroBatch
 
@@ -130,6 +130,7 @@ class Scorer:
         self, micro_batch: MicroBatch, layout_of: Callable[..., Layout], with_entropies: bool
     ) -> tuple[Tensor, Tensor | None]:
         watchdog.progress()
+        stopping.safe_point()
         return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, layout_of(micro_batch, self.model.dtype),
                               micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
 
@@ -183,6 +184,7 @@ class Actor(Scorer):
         optimiser states and their step counters are bit for bit what they were.
         """
         watchdog.progress()
+        stopping.must_finish()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         grads = [p.grad for p in self.policy.parameters() if p.grad is not None] if self.zero_stage == 0 else []

@@ -1,9 +1,10 @@
 """Checkpoints: `<output_dir>/checkpoints/step_N/` with `hf/` (for transformers and vLLM), `state/` (for resuming) and
 `manifest.json` (manifest.py): the run it belongs to, and size and hash of every file.
 
-A checkpoint is written under a temporary name, forced to the disk and renamed when it is whole; `latest` names it after
-that. Whatever moment a run is killed at, `latest` names a whole checkpoint. What is damaged later is found by the
-manifest, before anything is loaded.
+`state/` is written under a temporary name, forced to the disk and renamed when it is whole; `latest` names it after
+that. Then `hf/` is added in the same way: a run that is killed between the two can be resumed, which adds it. Whatever
+moment a run is killed at, `latest` names a checkpoint to resume. What is damaged later is found by the manifest, before
+anything is loaded.
 """
 
 import contextlib
@@ -19,17 +20,18 @@ from transformers import PreTrainedTokenizerBase
 from utils.actor import Actor
 from utils.adapters import save_adapters
 from utils.data import fingerprint
-from utils.manifest import damage, force_to_disk, write_manifest
+from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, write_manifest
 from utils.run import distributed, watchdog
 from utils.run.errors import require
 from utils.run.output_dir import plain, writing
 from utils.types import Problem
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
+MODEL = "hf"  # folder of a checkpoint
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
-    "save_every", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
+    "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
     "test_data", "prompt_column", "solution_column", "answer_column", "verifier",
 }
 
@@ -88,7 +90,8 @@ def find(
                            ("--zero_stage", before["settings"]["zero_stage"], run["settings"]["zero_stage"])):
         require(old == new, "--resume", folder / name,
                 f"was written with {what} {old}, and this run has {new}: its optimiser states are cut for that. Resume "
-                f"with the same, or start a new run with --model {folder / name / 'hf'}")
+                f"with the same, or start a new run with --model {folder / name / 'hf'}"
+                + ("" if has_part(folder / name, MODEL) else ", which resuming with the same writes first"))
     changes = differences(before, run)
     require(allow_changes or not changes, "--resume", folder / name,
             "the run that wrote it had other settings or data: " + "; ".join(changes)
@@ -109,39 +112,60 @@ def offer(folder: Path, besides: str = "") -> str:
 
 def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase, run: Mapping[str, Any],
          keep_last: int, keep_every: int) -> None:
-    """Write checkpoint `step` of the run that `describe_run` describes; then drop the older ones but the `keep_last`
-    newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks call together."""
+    """Write checkpoint `step` of the run that `describe_run` describes, its state before its model; then drop the older
+    ones but the `keep_last` newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks
+    call together."""
     watchdog.phase("checkpoint")
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
     with writing(final, remove=partial):
-        if distributed.is_main():
-            for abandoned in folder.glob(".step_*.partial"):
-                shutil.rmtree(abandoned)
-            partial.mkdir(parents=True)
-        distributed.barrier()
-        write(partial, actor, tokenizer)
+        start_partial(partial)
+        actor.save(partial / "state")
         write_manifest(partial, step, run)
         if distributed.is_main():
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             write_latest(folder, step)
-            for old in superfluous(folder, step, keep_last, keep_every):
-                gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
-                shutil.rmtree(gone)
+        distributed.barrier()
+    add_model(output_dir, step, actor, tokenizer)
+    with writing(final):
+        for old in superfluous(folder, step, keep_last, keep_every) if distributed.is_main() else []:
+            gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
+            shutil.rmtree(gone)
+    distributed.barrier()
+
+
+def start_partial(partial: Path) -> None:
+    """An empty folder for what is being written; what killed runs have left of theirs goes. All ranks call together."""
+    if distributed.is_main():
+        for abandoned in partial.parent.glob(".step_*.partial"):
+            shutil.rmtree(abandoned)
+        partial.mkdir(parents=True)
+    distributed.barrier()
+
+
+def add_model(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """`hf/` in checkpoint `step`, whose state is there, and is the actor's. All ranks call together."""
+    folder = Path(output_dir) / "checkpoints"
+    final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
+    with writing(final / MODEL, remove=partial):
+        start_partial(partial)
+        write(partial, actor, tokenizer)
+        if distributed.is_main():
+            add_to_manifest(final, partial / MODEL)
+            partial.rmdir()
         distributed.barrier()
 
 
 def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """`state/` and `hf/` in `folder`. All ranks call together."""
-    actor.save(folder / "state")
+    """`hf/` in `folder`. All ranks call together."""
     weights = {}
     for bucket in actor.whole_weights():
         if distributed.is_main():
             weights |= {name: weight.to("cpu", copy=True) for name, weight in bucket.items()}
     if distributed.is_main():
-        actor.model.save_pretrained(folder / "hf", state_dict=weights)
-        tokenizer.save_pretrained(folder / "hf")
+        actor.model.save_pretrained(folder / MODEL, state_dict=weights)
+        tokenizer.save_pretrained(folder / MODEL)
     if actor.has_adapters:
         adapters = {name: weight.to("cpu", copy=True) for bucket in actor.adapter_weights()
                     for name, weight in bucket.items()}
@@ -180,6 +204,12 @@ def load(output_dir: str, step: int, actor: Actor) -> None:
         print(f"resumed from {folder / f'step_{step}'}: weights, optimiser states and step", flush=True)
         write_latest(folder, step)
         discard_later(Path(output_dir), step)
+
+
+def complete(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the model to checkpoint `step`, just loaded, where its run had no time left to write it."""
+    if not has_part(Path(output_dir) / "checkpoints" / f"step_{step}", MODEL):
+        add_model(output_dir, step, actor, tokenizer)
 
 
 def discard_later(output_dir: Path, step: int) -> None:

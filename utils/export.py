@@ -49,7 +49,8 @@ def find_checkpoint(folder: Path, step: int) -> Run:
         fingerprints = manifest["run"]["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"RUN {folder}: {path / NAME} is missing or damaged ({error})") from error
-    require(has_model, "RUN", folder, f"{path} has no model")
+    require(has_model, "RUN", folder, f"{path} has no model yet (hf/): its run was stopped while it saved. --resume of "
+            f"the run writes it; there are: {there}")
     wrong = damage(path, with_hashes=True, part="hf/")
     require(wrong is None, "RUN", folder, f"{path}/{wrong}")
     return Run(folder, step, fingerprints)

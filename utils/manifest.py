@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,37 @@ def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
     of_ranks = distributed.gather([mine])
     if distributed.is_main():
         files = dict(sorted((name, facts) for part in of_ranks for name, facts in part.items()))
-        (folder / NAME).write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1) + "\n")
+        (folder / NAME).write_text(as_text({"step": step, "run": run, "files": files}))
         for path in (folder / NAME, *(path for path in folder.rglob("*") if path.is_dir()), folder):
             force_to_disk(path)
+
+
+def as_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=1) + "\n"
+
+
+def add_to_manifest(folder: Path, part: Path) -> None:
+    """Move the folder `part` into `folder` as it is called, forced to the disk, and its files into the manifest there,
+    which is as before until all of it is done."""
+    files = {}
+    for path in files_in(part):
+        files[str(path.relative_to(part.parent))] = [path.stat().st_size, hash_of(path)]
+        force_to_disk(path)
+    shutil.rmtree(folder / part.name, ignore_errors=True)  # of a run that was killed here
+    part.rename(folder / part.name)
+    manifest = json.loads((folder / NAME).read_text())
+    manifest["files"] = dict(sorted((manifest["files"] | files).items()))
+    new = folder / f".{NAME}.partial"
+    new.write_text(as_text(manifest))
+    for path in (new, *(path for path in (folder / part.name).rglob("*") if path.is_dir()), folder / part.name):
+        force_to_disk(path)
+    new.replace(folder / NAME)
+    force_to_disk(folder)
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Whether the manifest in `folder` has files of the folder `part`."""
+    return any(name.startswith(f"{part}/") for name in json.loads((folder / NAME).read_text())["files"])
 
 
 def damage(folder: Path, with_hashes: bool, part: str = "") -> str | None:

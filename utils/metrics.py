@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.losses import masked_mean
-from utils.run import distributed, watchdog
+from utils.run import distributed, stopping, watchdog
 
 
 def count_tokens(masks: Sequence[Tensor]) -> float:
@@ -59,7 +59,8 @@ class Stopwatch:
         watchdog.phase("problems", step)
 
     def begin(self, part: str) -> None:
-        """End the part before, and begin this one."""
+        """End the part before, and begin this one, unless the run was asked to stop."""
+        stopping.meet()
         self.end()
         self.part = part
         watchdog.phase(part)

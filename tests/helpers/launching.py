@@ -64,10 +64,10 @@ def start(script: str, flags: dict, **variables: str | None) -> subprocess.Compl
 
 
 def launch_in_turn(
-    runs: Sequence[tuple[str, dict]], num_processes: int, **variables: str
+    runs: Sequence[tuple[str, dict]], num_processes: int, fault: Callable[[], None] | None = None, **variables: str
 ) -> subprocess.CompletedProcess:
     """Several (script, flags), one after another in the same processes; ends with the first that fails."""
-    return launch_words(IN_TURN, [in_words(runs)], num_processes, **variables)
+    return launch_words(IN_TURN, [in_words(runs)], num_processes, fault=fault, **variables)
 
 
 def start_in_turn(runs: Sequence[tuple[str, dict]], **variables: str) -> subprocess.CompletedProcess:

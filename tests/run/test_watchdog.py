@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from utils import ROOT, metrics
-from utils.run import heartbeat, processes, watchdog
+from utils.run import heartbeat, stopping, watchdog
 
 pytestmark = pytest.mark.slow
 
@@ -286,6 +286,6 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
         assert 0 <= watchdog._watchdog.idle < 6
     finally:
         watchdog.stop()
-    monkeypatch.setattr(processes, "_received", [])
-    processes._note(signal.SIGTERM, None)
-    processes._note(signal.SIGTERM, None)  # within ONE_REQUEST: the process is still there
+    monkeypatch.setattr(stopping, "_course", stopping._Course())
+    stopping._note(signal.SIGTERM, None)
+    stopping._note(signal.SIGTERM, None)  # within ONE_REQUEST: the process is still there

@@ -3,7 +3,11 @@
 import fcntl
 import json
 import math
+import os
 import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +25,7 @@ from tests.helpers.launching import (
     succeed,
     survivors,
     training_lines,
+    wait_for,
 )
 from tests.helpers.models import own_loss
 from training import r3, stage, uft
@@ -28,6 +33,7 @@ from utils.data import load_problems, problems_of_step
 from utils.manifest import damage, files_in
 from utils.prompts import encode
 from utils.run import processes
+from utils.run.launcher import stat
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +46,7 @@ TRAINING_FIELDS = {
 COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "response_tokens", "truncated", "flat_groups")
 TOLERANCE = {"rel": CLOSE["rtol"], "abs": CLOSE["atol"]}
 STEPS, HINT_STEPS, PROMPTS, RESPONSE_LENGTH = 4, 2, 16, 48
+SLOW_STEP = "tests/workers/slow_step.py"
 HINTED = {"stage": {"hint_steps": 6, "sft_coef": 0.1}, "r3": {}}  # stage, two chunks: three stages of two steps
 
 
@@ -260,13 +267,18 @@ def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
 
 @pytest.fixture(scope="module")
 def killed_run(tmp_path_factory, uft_run):
-    """Killed while step 4 was written: step 3 is logged, step 4 torn, its checkpoint half there."""
+    """Killed while step 4 was written: step 3 is logged, step 4 torn, its checkpoint half there; that of step 2 has no
+    model, as after a kill between the two."""
     killed = tmp_path_factory.mktemp("killed") / "run"
     shutil.copytree(uft_run, killed)
     checkpoints = killed / "checkpoints"
     (checkpoints / "step_4").rename(checkpoints / ".step_4.partial")
     (checkpoints / ".step_3.partial").mkdir()  # of an earlier attempt
     shutil.rmtree(checkpoints / ".step_4.partial" / "hf")
+    manifest = json.loads((checkpoints / "step_2" / "manifest.json").read_text())
+    manifest["files"] = {name: facts for name, facts in manifest["files"].items() if not name.startswith("hf/")}
+    (checkpoints / "step_2" / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(checkpoints / "step_2" / "hf")
     (checkpoints / "latest").write_text("step_2\n")
     lines = (uft_run / "metrics.jsonl").read_text().splitlines(keepends=True)
     numbers = [json.loads(line)["step"] for line in lines]
@@ -276,21 +288,57 @@ def killed_run(tmp_path_factory, uft_run):
 
 @pytest.fixture(scope="module")
 def stopped_flags(tmp_path_factory, uft_flags):
-    """Of a run that keeps one checkpoint, and got SIGTERM, one of its two processes, once step 1 was logged."""
+    """Of a run that keeps one checkpoint, and whose launcher got SIGTERM in the rollout of step 2, which takes longer
+    than the 30 seconds that the launcher gives to a process."""
     output_dir = tmp_path_factory.mktemp("stopped") / "run"
     flags = uft_flags | {"zero_stage": 3, "save_every": 9, "keep_last": 1, "output_dir": output_dir}
-    result = launch("training/uft.py", flags, 2, interrupt=(output_dir / "metrics.jsonl", '"loss"'))
-    assert "SIGTERM: finishing the step" in result.stderr and "saved; go on with --resume" in succeed(result).stdout
-    [before] = [path.name for path in (output_dir / "checkpoints").glob("step_*")]
-    assert before in ("step_1", "step_2", "step_3") and survivors(result) == []
+    result = launch(SLOW_STEP, flags | slow(2, "rollout"), 2, fault=lambda: stop(output_dir, 2, "rollout", to_launcher))
+    assert "SIGTERM: step 2 is given up" in result.stderr and "2 steps at most would be lost" in result.stderr
+    assert "interrupted after step 1, saved; go on with --resume" in result.stdout and survivors(result) == []
+    [saved] = (output_dir / "checkpoints").glob("step_*")
+    assert saved.name == "step_1" and damage(saved, with_hashes=True) is None and (saved / "hf").is_dir()
     return flags
+
+
+def slow(step: int, phase: str) -> dict:
+    return {"script": "training/uft.py", "slow": f"{step} {phase} 2.5"}
+
+
+def stop(output_dir: Path, step: int, phase: str, ask: Callable[[Path, int], None]) -> None:
+    """`ask` the run to stop, as soon as its second process is in that phase: with its number."""
+    heartbeat = output_dir / ".heartbeat" / "rank_1"
+    wait_for(heartbeat, f'"step": {step}, "phase": "{phase}"')
+    ask(output_dir, json.loads(heartbeat.read_text().rstrip())["process"])
+
+
+def to_launcher(_output_dir: Path, process: int) -> None:
+    os.kill(int(stat(Path("/proc", str(process)))[1]), signal.SIGTERM)
+
+
+def to_rank(_output_dir: Path, process: int) -> None:
+    os.kill(process, signal.SIGINT)
+
+
+def by_file(output_dir: Path, _process: int) -> None:
+    (output_dir / "stop").touch()
 
 
 @pytest.fixture(scope="module")
 def resumed_runs(killed_run, uft_flags, stopped_flags):
-    """What both print that go on, one after the other."""
-    flags = [uft_flags | {"zero_stage": 3, "output_dir": killed_run}, stopped_flags | {"probe_memory": "always"}]
-    return succeed(launch_in_turn([("training/uft.py", one | {"resume": True}) for one in flags], 2)).stdout
+    """What they print that go on, one after the other: the killed one; and the stopped one, which is stopped again in
+    every other phase, and then goes on to the end."""
+    stops = [(3, "logprobs", to_rank), (4, "update", by_file), (4, "evaluation", to_rank)]
+    runs = [("training/uft.py", uft_flags | {"zero_stage": 3, "output_dir": killed_run})]
+    runs += [(SLOW_STEP, stopped_flags | slow(step, phase)) for step, phase, _ in stops]
+    runs.append(("training/uft.py", stopped_flags | {"probe_memory": "always"}))
+
+    def stop_all() -> None:
+        for step, phase, ask in stops:
+            stop(stopped_flags["output_dir"], step, phase, ask)
+            wait_for(stopped_flags["output_dir"] / "checkpoints" / "latest", f"step_{step - (phase != 'evaluation')}")
+
+    runs = [(script, flags | {"resume": True}) for script, flags in runs]
+    return succeed(launch_in_turn(runs, 2, fault=stop_all)).stdout
 
 
 def test_killed_and_resumed_run_goes_on_exactly(killed_run, resumed_runs, uft_run):
@@ -299,16 +347,19 @@ def test_killed_and_resumed_run_goes_on_exactly(killed_run, resumed_runs, uft_ru
     assert list(map(without_times, training_lines(killed_run))) == list(map(without_times, training_lines(uft_run)))
     assert evaluation_lines(killed_run) == evaluation_lines(uft_run)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
-    ends = [AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_4" / "hf").state_dict()
-            for run in (uft_run, killed_run)]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    for name in ("step_2", "step_4"):
+        assert damage(checkpoints / name, with_hashes=True) is None
+        one, other = (AutoModelForCausalLM.from_pretrained(run / "checkpoints" / name / "hf").state_dict()
+                      for run in (uft_run, killed_run))
+        assert all(torch.equal(one[key], other[key]) for key in one)
     samples = [(one["step"], one["kind"]) for one in map(json.loads, (killed_run / "samples.jsonl").open())]
     assert len(samples) == len(set(samples))
 
 
-def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(stopped_flags, resumed_runs, uft_run):
+def test_a_run_is_stopped_in_any_phase_of_a_long_step_and_goes_on_exactly(stopped_flags, resumed_runs, uft_run):
     folder = stopped_flags["output_dir"]
-    assert f"resumed from {folder}" in resumed_runs
+    assert all(f"interrupted after step {step}, saved" in resumed_runs for step in (2, 3, 4))
+    assert all(f"resumed from {folder}/checkpoints/step_{step}:" in resumed_runs for step in (1, 2, 3, 4))
     resumed = [without_times(line) for line in training_lines(folder)]
     assert resumed == [without_times(line) for line in training_lines(uft_run)]
     assert evaluation_lines(folder) == evaluation_lines(uft_run)

@@ -29,14 +29,11 @@ def closing_table(output_dir: str | Path, extra: tuple[str, float, str] | None =
     return table(header, rows)
 
 
-def close_run(output_dir: str, test_problems: list[Problem], num_done: int, is_end: bool) -> None:
-    """The last words of a run, from the first process: its curves and table, or that it can go on."""
+def close_run(output_dir: str, test_problems: list[Problem]) -> None:
+    """The last words of a finished run, from the first process: its curves and table."""
     if not distributed.is_main():
         return
-    if is_end:
-        from utils.report.curves import plot_curves  # only here: matplotlib takes a third of a second at every start
+    from utils.report.curves import plot_curves  # only here: matplotlib takes a third of a second at every start
 
-        table_of_run = closing_table(output_dir, best_constant_answer(test_problems))
-        print(f"curves: {plot_curves(output_dir)}\n\n{table_of_run}", flush=True)
-    else:
-        print(f"interrupted after step {num_done}, saved; go on with --resume", flush=True)
+    table_of_run = closing_table(output_dir, best_constant_answer(test_problems))
+    print(f"curves: {plot_curves(output_dir)}\n\n{table_of_run}", flush=True)

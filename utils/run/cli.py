@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tyro
 
-from utils.run import devices, distributed, out_of_memory, watchdog
+from utils.run import devices, distributed, out_of_memory, stopping, watchdog
 from utils.run.errors import BadInput, BadMachine, RunStopped
 
 RENAMED = {"dry_run": "probe_memory"}  # flags of earlier versions
@@ -31,7 +31,11 @@ def run_script(main: Callable, args_class: type, computes: bool = True) -> None:
         settings = vars(args)
         if computes:
             devices.settle()
-        main(args)
+        try:
+            main(args)
+        except stopping.Interrupted as request:
+            request.__traceback__ = None  # with it go the frames that hold the step's tensors
+            request.finish()
     except BadInput as error:
         watchdog.stop()
         is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"

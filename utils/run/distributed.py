@@ -43,6 +43,11 @@ def maximum(value: float) -> float:
     return _reduce([value], dist.ReduceOp.MAX)[0]
 
 
+def maxima(values: list[float]) -> list[float]:
+    """The largest of each over the ranks."""
+    return _reduce(values, dist.ReduceOp.MAX)
+
+
 def gather(items: list) -> list:
     """The ranks' lists put together, undoing `share`: every rank gets all, in the order before the sharing."""
     if world_size() == 1:

@@ -33,6 +33,7 @@ class Heartbeat:
         self.record: dict[str, Any] = {
             "rank": rank, "host": socket.gethostname(), "clock": clock(), "process": os.getpid(), "step": 0,
             "phase": "start-up", "phases": 0, "state": "runs", "ticks": 0, "idle": 0.0, "waits": False,
+            "asked": False,  # to stop
         }
         self.others: dict[int, dict[str, Any]] = {}
         self.descriptor = os.open(folder / f"rank_{rank}", os.O_RDWR | os.O_CREAT, 0o644)

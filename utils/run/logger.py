@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.run.environment import environment
-from utils.run.output_dir import cut_after, json_line, plain, write_atomically, writing
+from utils.run.output_dir import cut_after, json_line, plain, read_jsonl, write_atomically, writing
 from utils.run.terminal import DIM, GREEN, YELLOW, escaped, has_colours, paint
 from utils.run.tracking import Tracker
 
@@ -79,6 +79,7 @@ class Logger:
         self, output_dir: str | Path, args: Any, is_main: bool, total_steps: int, resume_step: int | None = None
     ) -> None:
         self.is_main = is_main
+        self.evaluated = -1  # step of the last evaluation; of a resumed run the main rank alone knows it at first
         self.last_diagnosis = -DIAGNOSIS_EVERY
         if not is_main:
             return
@@ -96,6 +97,9 @@ class Logger:
             with writing(path):
                 if resume_step is not None:
                     cut_after(path, resume_step)
+                    if name == "metrics" and path.exists():
+                        evaluations = [line["step"] for line in read_jsonl(path) if "eval/accuracy" in line]
+                        self.evaluated = max(evaluations, default=-1)
                 self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
         name, self.tracker = settings.get("tracker", "none"), None
         if name != "none":
@@ -118,6 +122,7 @@ class Logger:
 
     def log_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         """One line, and the same in print; the names are eval/..."""
+        self.evaluated = step
         self._write("metrics", {"step": step} | metrics)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         shown = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in numbers.items())

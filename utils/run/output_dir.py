@@ -28,7 +28,8 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
     folder = Path(output_dir)
     require(not (resume and overwrite), "--resume", resume, "cannot be combined with --overwrite")
     require(not folder.exists() or folder.is_dir(), "--output_dir", output_dir, "is a file, not a folder")
-    is_used = folder.exists() and any(path.name not in (LOCK, watchdog.FOLDER) for path in folder.iterdir())
+    of_no_run = (LOCK, watchdog.FOLDER, watchdog.STOP)
+    is_used = folder.exists() and any(path.name not in of_no_run for path in folder.iterdir())
     if is_used and not resume and not overwrite:
         raise BadInput(f"flag --output_dir {output_dir}: is not empty; give --resume to go on with the run in it, "
                        "or --overwrite to replace it")

@@ -1,16 +1,10 @@
-"""Start and end of the processes of a run, and requests to stop.
-
-At SIGTERM or SIGINT the step is finished, a checkpoint saved, and the process ends with status 0. A second signal ends
-it at once. DeepSpeed's launcher hands on what it gets, more than once within a second, and kills what is left after 30
-seconds; a longer step is lost then, and the run goes on from its last checkpoint.
-"""
+"""Start and end of the processes of a run."""
 
 import contextlib
 import fcntl
 import io
 import os
 import platform
-import signal
 import time
 import warnings
 from datetime import timedelta
@@ -31,10 +25,8 @@ from utils.run.output_dir import lock_output_dir
 DEFAULT_PORT = "29500"  # of DeepSpeed's launcher
 ANY_PORT = "0"
 MARGIN = 1.0  # minutes: the watchdog, which can tell who is behind, speaks before a collective gives up
-ONE_REQUEST = 2.0  # seconds: signals that close together are one
 
 _in_use: list[TextIO] = []  # open as long as the process lives
-_received: list[float] = []  # times of signals
 
 
 def start(output_dir: str, timeout_minutes: float) -> torch.device:
@@ -173,29 +165,3 @@ def end() -> None:
     watchdog.stop()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-
-
-
-
-def listen() -> None:
-    """From here on the first signal is only noted. Called after the libraries that set handlers of their own."""
-    _received.clear()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _note)
-
-
-def _note(number: int, _frame) -> None:
-    if _received and time.monotonic() > _received[0] + ONE_REQUEST:
-        os._exit(128 + number)
-    _received.append(time.monotonic())
-    if len(_received) == 1:
-        name = signal.Signals(number).name
-        message = f"\n{name}: finishing the step, then saving; a second signal ends the run at once\n"
-        os.write(2, message.encode())  # print is not safe in a handler
-
-
-def stop_requested() -> bool:
-    """Whether any rank has been asked to stop. All ranks call together."""
-    return bool(distributed.maximum(float(len(_received) > 0)))

@@ -28,6 +28,7 @@ from utils.run.heartbeat import TICK, Heartbeat, described, is_silent
 from utils.run.waiting import waits
 
 FOLDER = ".heartbeat"  # in an output folder
+STOP = "stop"  # a file there, which asks the run to stop
 PATIENCE = 5.0  # seconds to wait for the last words of the others
 # In the errors of a collective whose other side has gone:
 CONNECTION = ("gloo", "nccl", "connection", "socket", "distbackend", "distnetwork", "diststore")
@@ -41,7 +42,10 @@ class _Watchdog(Heartbeat):
                          int(os.environ.get("WORLD_SIZE", "1")))
         self.output_dir, self.limit, self.on_gpu = Path(output_dir), limit, on_gpu
         self.stacks_of(self.rank).unlink(missing_ok=True)  # of an earlier run
+        if self.rank == 0:
+            (self.output_dir / STOP).unlink(missing_ok=True)
         self.main_thread = threading.get_ident()
+        self.asked = False  # by a signal, to stop
         self.beats = 0  # signs of progress
         self.idle = 0.0  # seconds since the last one
         self.over = threading.Event()
@@ -61,7 +65,8 @@ class _Watchdog(Heartbeat):
             self.idle = self.idle + min(now - last_time, 4 * TICK) if self.beats == last_beats else 0.0
             last_beats, last_time = self.beats, now
             self.write(ticks=self.record["ticks"] + 1, idle=self.idle,
-                       waits=waits(sys._current_frames().get(self.main_thread), self.on_gpu))
+                       waits=waits(sys._current_frames().get(self.main_thread), self.on_gpu),
+                       asked=self.asked or self.rank == 0 and (self.output_dir / STOP).exists())
             self.look()
             failure, states = self.failure(), {one["state"] for one in self.others.values() if one["alive"]}
             if self.over.is_set():
@@ -199,6 +204,18 @@ def progress() -> None:
     """A sign of progress within a phase. It costs next to nothing."""
     if _watchdog is not None:
         _watchdog.beats += 1
+
+
+def ask_to_stop() -> None:
+    """Tell the other ranks that this one was asked to. Called by a signal's handler."""
+    if _watchdog is not None:
+        _watchdog.asked = True  # which its thread writes down
+
+
+def asked_to_stop() -> bool:
+    """Whether any rank was asked to, or the file STOP is there, as far as this process knows."""
+    heart = _watchdog
+    return heart is not None and (heart.record["asked"] or any(one["asked"] for one in list(heart.others.values())))
 
 
 def stop() -> None:

@@ -1,6 +1,6 @@
 """What a run will do, checked before a model loads: data, batch sizes, memory and checkpoint; and the plan in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,10 +14,11 @@ from utils.data import fingerprint
 from utils.policy import memory_of
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
-from utils.run import distributed
+from utils.run import distributed, stopping
 from utils.run.errors import check_ranges, require, require_divides
 from utils.run.logger import Logger
 from utils.run.output_dir import check_output_dir
+from utils.saver import Saver
 from utils.setup.cards import card_facts
 from utils.setup.duration import card_here, duration_facts
 from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
@@ -64,6 +65,9 @@ class Flags(OwnFlags, LoraFlags, Protocol):
     tp_size: int
     tracker: str
     probe_memory: str
+    save_minutes: float
+    keep_last: int
+    keep_every: int
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,12 @@ class Plan:
         """How an evaluation samples."""
         return Sampling(1, self.flags.max_response_length, temperature=0.0)
 
-    def steps(self) -> range:
-        """Updates done so far, at each turn of the loop; the last turn only evaluates and saves."""
-        return range(self.start, self.flags.total_steps + 1)
+    def steps(self) -> Iterator[int]:
+        """Updates done so far, at each turn of the loop; the last turn only evaluates and saves. A run that was asked
+        to stop goes no further."""
+        for num_done in range(self.start, self.flags.total_steps + 1):
+            stopping.begin_step(num_done)
+            yield num_done
 
     def restore(self, actor: Actor) -> None:
         """--overwrite clears the output folder, --resume loads the checkpoint."""
@@ -122,11 +129,19 @@ class Plan:
             checkpoint.clear(self.flags.output_dir)
         if self.flags.resume:
             checkpoint.load(self.flags.output_dir, self.start, actor)
+            checkpoint.complete(self.flags.output_dir, self.start, actor, self.tokenizer)
+
+    def saver(self, actor: Actor, logger: Logger) -> Saver:
+        """From here on a signal to stop is heeded: called after the libraries that set handlers of their own."""
+        flags = self.flags
+        return Saver(flags.output_dir, actor, self.tokenizer, self.run, logger, flags.keep_last, flags.keep_every,
+                     flags.save_minutes, saved=self.start if flags.resume else -1)
 
     def open_logger(self) -> Logger:
         """The run's logger, which has told what the run begins with."""
         logger = Logger(self.flags.output_dir, self.flags, distributed.is_main(), self.flags.total_steps,
                         self.start if self.flags.resume else None)
+        logger.evaluated = int(distributed.maximum(logger.evaluated))
         num_long = len(self.inputs.problems) - len(self.problems)
         if num_long:
             logger.print(f"{num_long} demonstrations are longer than --max_length {self.longest.prefix} and left out")
