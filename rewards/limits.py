@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def limit_cpu_time(seconds: float) -> None:
 
 def serve(judge: Callable[[str, str], object], output: TextIO) -> None:
     """Say "ready"; then for each line [text, text, seconds] of stdin what `judge` makes of the texts, until its end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's to a whole tree of processes; the parent ends this one
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
     print(json.dumps("ready"), file=output, flush=True)

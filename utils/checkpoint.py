@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,13 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.actor import Actor
 from utils.adapters import save_adapters
-from utils.data import fingerprint
 from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, write_manifest
 from utils.run import distributed, watchdog
 from utils.run.errors import require
 from utils.run.output_dir import plain, writing
-from utils.types import Problem
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
-MODEL = "hf"  # folder of a checkpoint
+MODEL, ADAPTER = "hf", "adapter"  # folders of a checkpoint
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
@@ -38,13 +36,12 @@ FREE = {  # settings that no number depends on but by way of the data: they may 
 # ----- which run -----
 
 
-def describe_run(
-    settings: Mapping[str, Any], problems: Sequence[Problem], test_problems: Sequence[Problem]
-) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that wrote the checkpoint."""
+def describe_run(settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that wrote the checkpoint. `fingerprints` are those of its
+    data, by split."""
     return {
         "settings": plain({name: value for name, value in settings.items() if name not in FREE}),
-        "data": {"train": fingerprint(list(problems)), "test": fingerprint(list(test_problems))},
+        "data": dict(fingerprints),
         "processes": distributed.world_size(),
     }
 
@@ -145,20 +142,23 @@ def start_partial(partial: Path) -> None:
 
 
 def add_model(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """`hf/` in checkpoint `step`, whose state is there, and is the actor's. All ranks call together."""
+    """`hf/`, and `adapter/` where there are some, in checkpoint `step`, whose state is there, and is the actor's.
+    All ranks call together."""
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
     with writing(final / MODEL, remove=partial):
         start_partial(partial)
         write(partial, actor, tokenizer)
         if distributed.is_main():
-            add_to_manifest(final, partial / MODEL)
+            for part in (ADAPTER, MODEL):  # the model last: it says that all is there
+                if (partial / part).is_dir():
+                    add_to_manifest(final, partial / part)
             partial.rmdir()
         distributed.barrier()
 
 
 def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """`hf/` in `folder`. All ranks call together."""
+    """`hf/`, and `adapter/` where there are some, in `folder`. All ranks call together."""
     weights = {}
     for bucket in actor.whole_weights():
         if distributed.is_main():
@@ -170,7 +170,7 @@ def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Non
         adapters = {name: weight.to("cpu", copy=True) for bucket in actor.adapter_weights()
                     for name, weight in bucket.items()}
         if distributed.is_main():
-            save_adapters(folder / "adapter", actor.model, adapters)
+            save_adapters(folder / ADAPTER, actor.model, adapters)
     distributed.barrier()
 
 

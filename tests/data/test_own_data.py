@@ -153,7 +153,7 @@ def test_a_changed_verifier_file_is_other_data_and_a_resumed_run_says_so(tmp_pat
     for text in (VERIFIER, VERIFIER, VERIFIER + "# changed\n"):
         verifier.write_text(text)
         problems = both(data, verifier=str(verifier))
-        runs.append(describe_run({"verifier": str(verifier)}, problems["train"], problems["test"]))
+        runs.append(describe_run({"verifier": str(verifier)}, {name: fingerprint(problems[name]) for name in problems}))
     assert runs[0] == runs[1]
     assert len(differences(runs[0], runs[2])) == 2  # train and test
 

@@ -151,6 +151,11 @@ def test_what_is_not_there_or_damaged_is_refused(run, tmp_path):
     assert message_of(run, step=-1).startswith("flag --step -1: must not be negative")
     assert message_of(run, tmp_path).endswith("exists; give another, or remove it")
     assert message_of(run, push_to_hub="no name") == "flag --push_to_hub no name: must be owner/name"
+    manifest = run / "checkpoints/step_12/manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"hf/', '"state/'))
+    assert "step_12 has no model yet (hf/): its run was stopped while it saved. --resume" in message_of(run)
+    manifest.write_text(text)
     weights = run / "checkpoints/step_12/hf/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert message_of(run).endswith("model.safetensors is not what was written (its hash differs)")

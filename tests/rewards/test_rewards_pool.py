@@ -85,6 +85,14 @@ def test_a_killed_worker_is_gone(stand_in):
     assert not is_running(pid)
 
 
+def test_a_launchers_signal_to_the_whole_tree_costs_no_answer():
+    judge = "lambda target, answer: os.kill(os.getpid(), 15) or 'equal'"
+    code = f"import os, sys; from rewards.limits import serve; serve({judge}, sys.stdout)"
+    workers = Pool(1, 5.0, (sys.executable, "-c", code))
+    assert workers.compare(Comparison("a", "a")) == CORRECT
+    workers.close()
+
+
 def test_neither_the_queue_nor_the_start_counts_as_time(stand_in, monkeypatch):
     monkeypatch.setenv("SECONDS_TO_START", "2.2")
     workers = stand_in(1, 2.0)

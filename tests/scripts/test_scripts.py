@@ -22,7 +22,7 @@ SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval":
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
 ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo"}  # "stage" is also DeepSpeed's word
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
-    ("rft", "stage"): 32,
+    ("rft", "stage"): 33,
     ("rft", "r3"): 22,
     ("rft", "uft"): 35,
 }

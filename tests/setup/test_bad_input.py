@@ -175,6 +175,10 @@ def test_eval_checks_every_model_and_data_set(call, flags, base_model, countdown
     """Words that follow a flag's first value replace it."""
     flags, model, data = of_script("eval", flags), str(base_model), str(countdown_data)
     expect(call("eval", flags, "--model", model, "/no/such/model"), "flag --model /no/such/model: no such folder")
+    unfinished = tmp_path / "step_4" / "hf"
+    unfinished.parent.mkdir()
+    (unfinished.parent / "manifest.json").touch()
+    expect(call("eval", flags, "--model", str(unfinished)), f"{unfinished}: no such folder; its run was stopped before")
     expect(call("eval", flags, "--data", data, "/no/such/folder"), "flag --data /no/such/folder: must be")
     expect(call("eval", flags, "--model", model, f"{model}/"), f"flag --model {model} {model}/: must not name one")
     expect(call("eval", flags, "--data", data, data), f"flag --data {data} {data}: must not name one twice")
@@ -468,9 +472,9 @@ def test_resume_that_has_nothing_left_to_do(call, flags):
 
 
 def test_resume_with_another_setting(call, flags, countdown_data):
-    problems = [load_problems(str(countdown_data), split) for split in ("train", "test")]
+    fingerprints = {split: data.fingerprint(load_problems(str(countdown_data), split)) for split in ("train", "test")}
     args = uft.Args(**flags | {name: str(flags[name]) for name in ("model", "data", "output_dir")}, eval_problems=0)
-    checkpoints.write(flags["output_dir"], 4, checkpoint.describe_run(vars(args), *problems))
+    checkpoints.write(flags["output_dir"], 4, checkpoint.describe_run(vars(args), fingerprints))
     resume = flags | {"resume": True, "eval_problems": 0}
     expect(call("uft", resume | {"lr": 1e-4}), "--lr was 1e-06 and is 0.0001", "--allow_changes")
     assert call("uft", resume | {"check": True})[0] == 0

@@ -18,6 +18,7 @@ from tests.helpers.models import make_problem
 from utils import checkpoint
 from utils.actor import weights_only
 from utils.checkpoint import describe_run, differences, find, superfluous
+from utils.data import fingerprint
 from utils.manifest import damage, files_in
 from utils.run import watchdog
 from utils.run.errors import BadInput
@@ -27,7 +28,8 @@ PROBLEMS = [make_problem(0), make_problem(1)]
 
 
 def run_of(problems=PROBLEMS, **settings):
-    return describe_run({"zero_stage": 3, "lr": 1e-5, "output_dir": "here"} | settings, problems, PROBLEMS)
+    fingerprints = {"train": fingerprint(problems), "test": fingerprint(PROBLEMS)}
+    return describe_run({"zero_stage": 3, "lr": 1e-5, "output_dir": "here"} | settings, fingerprints)
 
 
 def write(folder, step, run=None):

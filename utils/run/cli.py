@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import tyro
 
-from utils.run import devices, distributed, out_of_memory, stopping, watchdog
-from utils.run.errors import BadInput, BadMachine, RunStopped
+from utils.run import devices, distributed, out_of_memory, watchdog
+from utils.run.errors import BadInput, BadMachine, Interrupted, RunStopped
 
 RENAMED = {"dry_run": "probe_memory"}  # flags of earlier versions
 
@@ -33,7 +33,7 @@ def run_script(main: Callable, args_class: type, computes: bool = True) -> None:
             devices.settle()
         try:
             main(args)
-        except stopping.Interrupted as request:
+        except Interrupted as request:
             request.__traceback__ = None  # with it go the frames that hold the step's tensors
             request.finish()
     except BadInput as error:

@@ -27,6 +27,14 @@ class RunStopped(Exception):
         self.remove = remove
 
 
+class Interrupted(Exception):
+    """The run ends here, on all ranks, because it was asked to. `finish` saves, and says so."""
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        super().__init__()
+        self.finish = finish
+
+
 def require(condition: bool, flag: str, value: object, rule: str) -> None:
     """Raises BadInput(`flag --name value: rule`) unless the condition holds."""
     if not condition:

@@ -16,17 +16,10 @@ import time
 from collections.abc import Callable
 
 from utils.run import distributed, watchdog
+from utils.run.errors import Interrupted
 
 ONE_REQUEST = 2.0  # seconds: signals that close together are one
 EVERY = 2.0  # seconds between two agreements of `safe_point`, about
-
-
-class Interrupted(Exception):
-    """The run ends here, on all ranks, because it was asked to. `finish` saves, and says so."""
-
-    def __init__(self, finish: Callable[[], None]) -> None:
-        super().__init__()
-        self.finish = finish
 
 
 class _Course:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
 from inference.hybrid_engine import EngineName, check_engine, choose_engine
+from utils import manifest
 from utils.attention import unknown_attention
 from utils.chat import MODEL, NONE, choose_template, read_template
 from utils.data import OWN, load_splits
@@ -121,7 +122,9 @@ def load_tokenizer(model: str, may_be_unreachable: bool = False) -> PreTrainedTo
     folder = Path(model)
     is_local = folder.is_dir()
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    require(is_local or not looks_local, "--model", model, "no such folder")
+    is_unfinished = folder.name == "hf" and (folder.parent / manifest.NAME).is_file()
+    require(is_local or not looks_local, "--model", model, "no such folder"
+            + is_unfinished * "; its run was stopped before it wrote that, which --resume of the run does")
     if is_local:
         require((folder / "config.json").is_file(), "--model", model, "the folder has no config.json")
         names = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -221,7 +221,8 @@ def make_plan(
     check_output_dir(flags.output_dir, flags.resume, flags.overwrite)
     chat = inputs.prompts and inputs.prompts.chat
     settings = vars(flags) | ({"chat_template": chat.fingerprint} if chat else {})
-    run = checkpoint.describe_run(settings, inputs.problems, inputs.test_problems)
+    fingerprints = {"train": fingerprint(inputs.problems), "test": fingerprint(inputs.test_problems)}
+    run = checkpoint.describe_run(settings, fingerprints)
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
     return Plan(flags, longest, inputs, problems, has_reference, run, start, changes, num_adapted)
