@@ -5,8 +5,10 @@ A data set is a folder with `train.parquet` and `test.parquet` in the schema of 
 a built-in task that makes one; or data in another form, which utils/tasks/own.py brings into these columns.
 """
 
+import contextlib
+import fcntl
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -38,8 +40,9 @@ def data_folder(name_or_folder: str) -> Path:
     """
     if name_or_folder in BUILT_IN:
         folder = BUILT_IN_FOLDER / name_or_folder
-        if not (folder / "test.parquet").is_file():
-            BUILT_IN[name_or_folder](folder)
+        with one_builds(folder, folder / "test.parquet") as is_missing:
+            if is_missing:
+                BUILT_IN[name_or_folder](folder)
         return folder
     folder = Path(name_or_folder)
     if not folder.is_dir():
@@ -47,6 +50,19 @@ def data_folder(name_or_folder: str) -> Path:
         raise BadInput(f"flag --data {name_or_folder}: must be a built-in task ({names}) or a folder that exists, a "
                        ".jsonl, .csv or .parquet file, or a data set of the Hugging Face hub (owner/name)")
     return folder
+
+
+@contextlib.contextmanager
+def one_builds(folder: Path, result: Path) -> Iterator[bool]:
+    """Whether to make `result`, the file of `folder` that is written last. Of all processes, of whatever run, that want
+    it at once one makes it, while the others wait; what a killed one has begun is made anew."""
+    if result.is_file():
+        yield False
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # gone with the process; of all machines where they share the disk
+        yield not result.is_file()
 
 
 def load_problems(name_or_folder: str, split: str, needs: Sequence[str] = ()) -> list[Problem]:

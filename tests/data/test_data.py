@@ -1,5 +1,7 @@
 """The authors' schema, what is refused and in which words, and the order of problems."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from rewards import score
 from tests.helpers.models import make_problem
-from utils import data, seeding
+from utils import ROOT, data, seeding
 from utils.data import data_folder, fingerprint, load_problems, problems_of_step
 from utils.run.errors import BadInput
 from utils.types import Problem
@@ -243,6 +245,36 @@ def test_a_built_in_task_is_built_at_first_use_only(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BUILT_IN_FOLDER", tmp_path)
     assert [len(load_problems("toy", split)) for split in ("train", "test", "train")] == [1, 1, 1]
     assert built == [tmp_path / "toy"]
+
+
+# A job of its own: what it is given as data is a task that takes a while to build, and notes that it was.
+JOB = """
+import sys, time
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from tests.data.test_data import ROW
+from utils import data
+home = Path(sys.argv[1])
+def build(folder):
+    with (home / "built").open("a") as notes:
+        notes.write("once ")
+    time.sleep(0.5)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist([ROW]), folder / f"{split}.parquet")
+data.BUILT_IN, data.BUILT_IN_FOLDER = {"toy": build}, home / "data"
+(home / f"here_{sys.argv[2]}").touch()
+while not all((home / f"here_{number}").exists() for number in "12"):
+    time.sleep(0.01)
+print(len(data.load_problems("toy", "train")), len(data.load_problems("toy", "test")))
+"""
+
+
+def test_two_jobs_that_miss_the_same_data_at_once_build_it_once(tmp_path):
+    jobs = [subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path), number], cwd=ROOT, stdout=subprocess.PIPE)
+            for number in "12"]
+    assert [job.communicate(timeout=120)[0].split() for job in jobs] == [[b"1", b"1"]] * 2
+    assert (tmp_path / "built").read_text() == "once "
 
 
 # ---- order ----

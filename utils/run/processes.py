@@ -18,9 +18,9 @@ import transformers
 from torch.utils import cpp_extension
 
 from utils.run import devices, distributed, watchdog
-from utils.run.errors import RunStopped
+from utils.run.errors import RunStopped, require
 from utils.run.launcher import launcher_folder, stat
-from utils.run.output_dir import lock_output_dir
+from utils.run.output_dir import LOCK, lock_output_dir
 
 DEFAULT_PORT = "29500"  # of DeepSpeed's launcher
 ANY_PORT = "0"
@@ -33,12 +33,30 @@ def start(output_dir: str, timeout_minutes: float) -> torch.device:
     """Take the output folder for this run, join the other ranks, and watch over them; returns this rank's device.
 
     Raises:
-        BadInput: another run has the folder.
+        BadInput: another run has the folder, or several machines have a folder each.
     """
     lock_output_dir(output_dir)
     device = join(timeout_minutes)
+    _check_shared(output_dir)
     watchdog.start(output_dir, timeout_minutes, on_gpu=device.type == "cuda")
     return device
+
+
+def _check_shared(output_dir: str) -> None:
+    """Raises BadInput on all ranks where one does not see the lock of the first: what each of them would write of a
+    checkpoint, nobody could resume. Not on one machine."""
+    if os.environ.get("CROSS_SIZE", "1") == "1":
+        return
+    folder, mine = Path(output_dir), [platform.node(), ""]
+    with contextlib.suppress(OSError):
+        os.listdir(folder)  # so that a network's disk looks again
+        mine[1] = (folder / LOCK).read_text()
+    seen = distributed.gather([mine])
+    expected = seen[0][1]
+    apart = sorted({host for host, text in seen if not text or text != expected})
+    hosts = sorted({host for host, _ in seen})
+    require(not apart, "--output_dir", output_dir, f"must lie on a disk that all machines share ({', '.join(hosts)}), "
+            f"and on {', '.join(apart)} it is another folder than on that of the first process")
 
 
 def join(timeout_minutes: float = 30) -> torch.device:
