@@ -40,7 +40,7 @@ MAX_COMPARISONS = 2_000  # then a worker is replaced: its libraries' caches grow
 
 def has_failed(score: Score) -> bool:
     """Whether the verifier, and not the answer, is what the score tells of."""
-    return score in (TIMEOUT, CRASHED) or score.reason.startswith(RAISED)
+    return score.reason in (TIMEOUT.reason, CRASHED.reason) or score.reason.startswith(RAISED)
 
 
 class Comparison(NamedTuple):

@@ -73,7 +73,8 @@ class PromptBuilder:
         for shown in range(len(hint), 0, -1):
             hint_ids = encode("".join(hint[:shown]), self.tokenizer)
             if len(prompt_ids) + len(hint_ids) <= self.max_length:
-                return Prompt(problem, prompt_ids, hint_ids, shown)
+                is_whole = "".join(hint[:shown]) == "".join(problem.solution)
+                return Prompt(problem, prompt_ids, hint_ids, shown, is_whole)
         return Prompt(problem, prompt_ids, [], 0)
 
     def demonstration(self, problem: Problem) -> Prompt:

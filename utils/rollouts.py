@@ -1,14 +1,25 @@
 """Scores of rollouts: the text that a verifier reads, its verdicts, and what a training line says of them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rewards import Score, pool, score_all
+from rewards import pool, score_all
+from utils.answers import answer_pattern, repeats_itself
 from utils.prompts import decode
 from utils.run import distributed, watchdog
 from utils.types import Rollout
+
+
+class Verdict(NamedTuple):
+    """A Score, and the pattern of the answer: see answers.py."""
+
+    reward: float
+    correct: bool
+    reason: str
+    pattern: str = ""
 
 
 def completion_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -18,22 +29,25 @@ def completion_text(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> str
     return decode([*rollout.prompt.hint_ids, *response_ids], tokenizer)
 
 
-def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Score]]:
+def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTokenizerBase) -> list[list[Verdict]]:
     """The verifier's judgement of every rollout; those that need worker processes are judged side by side."""
 
     def item(rollout: Rollout) -> tuple[str, str, dict[str, Any]]:
         problem = rollout.prompt.problem
         return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
 
-    scores = iter(score_all([item(rollout) for group in groups for rollout in group], watchdog.progress))
-    return [[next(scores) for _ in group] for group in groups]
+    items = [item(rollout) for group in groups for rollout in group]
+    texts = ((completion, rollout.prompt.problem.prompt) for (_, completion, _), rollout in
+             zip(items, (rollout for group in groups for rollout in group), strict=True))
+    scores = iter(score_all(items, watchdog.progress))
+    return [[Verdict(*next(scores), answer_pattern(*next(texts))) for _ in group] for group in groups]
 
 
 def rollout_metrics(
-    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Score]], seconds: Mapping[str, float]
+    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Means over the rollouts (hint_*: over the problems, flat_groups: over the groups) of all ranks, and `seconds`,
-    the times of a Stopwatch.
+    """Means over the rollouts (*hint*: over the problems, *groups*: over the groups) of all ranks, and `seconds`, the
+    times of a Stopwatch.
 
     verifier_timeouts is a count: rollouts whose verifier ran out of time, crashed or raised.
     """
@@ -47,20 +61,31 @@ def rollout_metrics(
         "format": sum(score.reason != "no answer" for score in all_scores),
         "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
         "truncated": sum(rollout.finish == "length" for rollout in rollouts),
+        "repeated": sum(rollout.finish == "length" and repeats_itself(rollout.response_ids) for rollout in rollouts),
         "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
         "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
+        "whole_hints": sum(group[0].prompt.hint_is_whole for group in groups),
         "flat_groups": sum(len({score.reward for score in group}) == 1 for group in scores),
+        "groups_right": sum(all(score.correct for score in group) for group in scores),
+        "groups_wrong": sum(not any(score.correct for score in group) for group in scores),
         "verifier_timeouts": sum(map(pool.has_failed, all_scores)),
     })
-    per_group = {"hint_slices", "hint_tokens", "flat_groups"}
+    per_group = {"hint_slices", "hint_tokens", "whole_hints", "flat_groups", "groups_right", "groups_wrong"}
     num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
+    patterns = Counter(score.pattern for score in all_scores if score.pattern)
+    own = patterns, seconds["seconds/rollout"] + seconds.get("seconds/reward", 0.0)
+    ranks = distributed.gather([own])  # by rank
+    totals["common_answer"] = max(sum((of_rank for of_rank, _ in ranks), Counter()).values(), default=0)
+    spent = [of_rank for _, of_rank in ranks]
+    times = {"slowest_rank": spent.index(max(spent)), "seconds/slowest_rank": max(spent),
+             "seconds/mean_rank": sum(spent) / len(spent)}
     counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
     tokens_per_second = totals["response_tokens"] / seconds["seconds/rollout"]
     means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
-    return means | counts | {"tokens_per_second": tokens_per_second} | seconds
+    return means | counts | {"tokens_per_second": tokens_per_second} | seconds | times
 
 
-def rollout_texts(rollout: Rollout, judged: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
+def rollout_texts(rollout: Rollout, judged: Verdict, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
     """A rollout for people: prompt, hint and response as texts, and the verdict."""
     prompt, hint, response = rollout.prompt.prompt_ids, rollout.prompt.hint_ids, rollout.response_ids
     return {"prompt": decode(prompt, tokenizer), "hint": decode(hint, tokenizer),

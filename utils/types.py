@@ -32,12 +32,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown."""
+    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown, all of the
+    solution's where `hint_is_whole`."""
 
     problem: Problem
     prompt_ids: list[int]
     hint_ids: list[int]
     hint_slices: int
+    hint_is_whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,13 @@ def test_whole_slices_are_dropped_from_the_end_and_the_prompt_is_kept(max_prompt
     prompt = prompts.build(make_problem(prompt="1234"), ["aa", "bbb", "cccc"])
     assert TOKENIZER.decode(prompt.prompt_ids) == "1234"
     assert (TOKENIZER.decode(prompt.hint_ids), prompt.hint_slices) == (hint, slices)
+    assert not prompt.hint_is_whole
+
+
+def test_a_hint_is_whole_where_it_shows_all_of_the_solution():
+    prompts, problem = PromptBuilder(TOKENIZER, 9, False), make_problem(prompt="1234", solution=["aa", "bbb"])
+    assert [prompts.build(problem, hint).hint_is_whole for hint in ([], ["aa"], ["aa", "bbb"])] == [False, False, True]
+    assert not PromptBuilder(TOKENIZER, 8, False).build(problem, problem.solution).hint_is_whole  # it does not fit
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

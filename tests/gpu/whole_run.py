@@ -9,11 +9,11 @@ from pathlib import Path
 from tests.gpu.checks import Box, Figure, at_most, check, equal, note
 from tests.gpu.runs import last_process_of, make_base, train, wait, wait_until
 from tests.helpers.launching import training_lines
+from utils.run.logger import depends_on_machine
 
 MISMATCH = 0.05  # nats, the mean
 NEAR = 0.05  # of the numbers of the first step after the resume, relative
 COMPARED = ("reward", "loss", "entropy", "sft_loss", "kl_loss", "response_tokens")
-TIMES = ("seconds/", "tokens_per_second")
 
 
 @check(10, "whole_run", seconds=60, needs=("deepspeed",), cpu="long")
@@ -58,7 +58,7 @@ def lines(folder: Path) -> list[dict]:
     """Training lines without times."""
     if not (folder / "metrics.jsonl").exists():
         return []
-    return [{name: value for name, value in line.items() if not name.startswith(TIMES)}
+    return [{name: value for name, value in line.items() if not depends_on_machine(name)}
             for line in training_lines(folder)]
 
 

@@ -34,6 +34,7 @@ from utils.manifest import damage, files_in
 from utils.prompts import encode
 from utils.run import processes
 from utils.run.launcher import stat
+from utils.run.logger import depends_on_machine
 
 pytestmark = pytest.mark.slow
 
@@ -126,8 +127,7 @@ def eval_flags(run, output_dir, data):
 
 
 def without_times(line):
-    return {name: value for name, value in line.items()
-            if not name.startswith("seconds/") and name != "tokens_per_second"}
+    return {name: value for name, value in line.items() if not depends_on_machine(name)}
 
 
 # ----- what a run writes -----

@@ -1,6 +1,6 @@
 """What runs come to: curves and closing table of one, tables and a figure of several.
 
-    python -m utils.report RUN              writes RUN/curves.png and prints base against trained
+    python -m utils.report RUN              writes RUN/curves.png, prints base against trained, and what was wrong
     python -m utils.report RUN RUN ...      prints one row per run and writes a figure with a panel per task;
                                             NAME_seed0, NAME_seed1, ... of one folder share a row and a line; where
                                             folders have runs of one name, the folder is part of it
@@ -17,7 +17,8 @@ from utils.report import comparison
 from utils.report.closing import closing_table
 from utils.report.comparison import several_runs_table
 from utils.report.curves import plot_curves
-from utils.report.runs import has_evaluation
+from utils.report.runs import has_evaluation, read_metrics
+from utils.run.doctor import diagnoses
 
 
 @dataclass
@@ -43,6 +44,8 @@ def main(args: Args) -> None:
         extra = None if constant is None else ("best constant pattern", constant, "")
         print(closing_table(args.runs[0], extra))
         print(f"\ncurves: {plot_curves(args.runs[0])}")
+        for step, said in diagnoses(read_metrics(args.runs[0])):
+            print(f"step {step}: {said}")
         return
     for task, groups in comparison.by_task(args.runs).items():
         runs = [run for of_group in groups.values() for run in of_group]

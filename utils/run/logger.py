@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from utils.run.doctor import Doctor
 from utils.run.environment import environment
 from utils.run.output_dir import cut_after, json_line, plain, read_jsonl, write_atomically, writing
 from utils.run.terminal import DIM, GREEN, YELLOW, escaped, has_colours, paint
@@ -27,9 +29,14 @@ TRAINING_FIELDS = {
     "lr": "learning rate of the step's last update",
     "hint_slices": "mean number of solution slices shown per problem",
     "hint_tokens": "mean number of hint tokens per problem",
+    "whole_hints": "fraction of problems whose hint was the whole solution",
     "response_tokens": "mean number of sampled tokens per response, EOS included",
     "truncated": "fraction of responses cut at the length limit",
+    "repeated": "fraction of responses cut at the length limit that repeat themselves (utils/answers.py)",
     "flat_groups": "fraction of groups whose rewards are all the same: no policy gradient",
+    "groups_right": "fraction of groups whose responses are all right",
+    "groups_wrong": "fraction of groups of which no response is right",
+    "common_answer": "fraction of responses with the most common answer, the problem's numbers named by their places",
     "logprob_mismatch": "mean |engine log-prob - actor log-prob| of sampled tokens right after a sync, nats",
     "tokens_per_second": "sampled tokens per second of rollout, all ranks together",
     "seconds/sync": "seconds: actor's weights to the engine",
@@ -37,6 +44,10 @@ TRAINING_FIELDS = {
     "seconds/reward": "seconds: verifying the responses",
     "seconds/logprobs": "seconds: old and reference log-probs",
     "seconds/update": "seconds: forward, backward and optimiser",
+    "seconds/slowest_rank": "seconds of rollout and reward, on the rank that took longest",
+    "seconds/mean_rank": "the same, mean over the ranks",
+    "slowest_rank": "that rank",
+    "memory_gib": "resident memory of the first process, GiB",
 }
 BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logged it
     "loss": "loss {:.3f}",
@@ -45,26 +56,18 @@ BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logg
     "hint_slices": "hint {:.1f} slices",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
-DIAGNOSIS_EVERY = 20  # steps
 SAMPLE_COLOURS = {"prompt": DIM, "hint": YELLOW, "response": GREEN}
 
 
-def diagnose(metrics: dict) -> str | None:
-    """Why most groups of a training line may be flat, in one line; None where at most 90 % are."""
-    if not metrics["flat_groups"] > 0.9:
-        return None
-    right, answered, truncated = metrics["accuracy"], metrics["format"], metrics["truncated"]
-    if truncated > 0.5:
-        why = f"{truncated:.0%} of the responses are cut at the length limit; raise --max_response_length"
-    elif answered < 0.5:
-        why = f"{1 - answered:.0%} of the responses hold no answer; show more hints, or do SFT first"
-    elif right > 0.9:
-        why = f"{right:.0%} of the responses are right; the problems are too easy to teach more"
-    elif right < 0.1:
-        why = f"{right:.0%} of the responses are right; show more hints, raise --group_size or take easier problems"
-    else:
-        why = f"{right:.0%} of the responses are right, each problem always or never; raise --group_size"
-    return f"{metrics['flat_groups']:.0%} of the groups have equal rewards, hence almost no policy gradient: {why}"
+def depends_on_machine(name: str) -> bool:
+    """Whether a metric says how fast or large things were: the others are the same on every run."""
+    return name.startswith("seconds/") or name in ("tokens_per_second", "slowest_rank", "memory_gib")
+
+
+def resident_gib() -> float:
+    """Memory of this process that is in RAM (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 class Logger:
@@ -80,7 +83,6 @@ class Logger:
     ) -> None:
         self.is_main = is_main
         self.evaluated = -1  # step of the last evaluation; of a resumed run the main rank alone knows it at first
-        self.last_diagnosis = -DIAGNOSIS_EVERY
         if not is_main:
             return
         output_dir = Path(output_dir)
@@ -91,7 +93,7 @@ class Logger:
             path = output_dir / f"{name}{suffix}.json"
             with writing(path):
                 write_atomically(path, json.dumps(plain(content), indent=2) + "\n")
-        self.files = {}
+        self.files, self.doctor = {}, Doctor()
         for name in ("metrics", "samples"):
             path = output_dir / f"{name}.jsonl"
             with writing(path):
@@ -101,6 +103,8 @@ class Logger:
                         evaluations = [line["step"] for line in read_jsonl(path) if "eval/accuracy" in line]
                         self.evaluated = max(evaluations, default=-1)
                 self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
+        if resume_step is not None:
+            self.doctor = Doctor(read_jsonl(output_dir / "metrics.jsonl"))
         name, self.tracker = settings.get("tracker", "none"), None
         if name != "none":
             self.tracker = Tracker(name, output_dir, plain(settings), resume_step is not None, self.print)
@@ -110,14 +114,13 @@ class Logger:
         """A line with all TRAINING_FIELDS (0.0 where `metrics` lacks one) and whatever else is given; moves the bar."""
         if not self.is_main:
             return
-        line = {"step": step} | dict.fromkeys(TRAINING_FIELDS, 0.0) | metrics
+        line = {"step": step} | dict.fromkeys(TRAINING_FIELDS, 0.0) | {"memory_gib": resident_gib()} | metrics
         self._write("metrics", line)
         shown = (form.format(metrics[name]) for name, form in BAR_FIELDS.items() if name in metrics)
         self.bar.set_postfix_str(", ".join(shown), refresh=False)
         self.bar.update(step - self.bar.n)
-        message = diagnose(line)
-        if message and step - self.last_diagnosis >= DIAGNOSIS_EVERY:
-            self.last_diagnosis = step
+        message = self.doctor.see(plain(line))
+        if message is not None:
             self.print(f"step {step}: {message}")
 
     def log_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
