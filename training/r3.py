@@ -116,7 +116,7 @@ class Args:
     max_skipped_updates: Positive[int] = 3  # skipped in a row (loss or gradient not finite), after which the run stops
     timeout_minutes: Minutes[float] = 30.0  # without progress of a process, or its waiting for others, the run ends
     probe_memory: Literal["auto", "always", "never"] = "auto"  # run the largest micro-batch first; auto: with CUDA
-    tracker: Literal["none", "wandb"] = "none"  # where metrics are shown too; never fatal
+    tracker: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] = ("none",)  # show the metrics; never fatal
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 

@@ -23,6 +23,7 @@ from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, wri
 from utils.run import distributed, watchdog
 from utils.run.errors import require
 from utils.run.output_dir import plain, writing
+from utils.run.trackers import TENSORBOARD
 
 RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", "curves.png", "tracker.json")
 MODEL, ADAPTER = "hf", "adapter"  # folders of a checkpoint
@@ -239,5 +240,6 @@ def clear(output_dir: str) -> None:
         for pattern in ("args.resumed_at_*.json", "environment.resumed_at_*.json", "bad_batch_step_*.safetensors"):
             for path in Path(output_dir).glob(pattern):
                 path.unlink()
-        shutil.rmtree(Path(output_dir) / "checkpoints", ignore_errors=True)
+        for folder in ("checkpoints", TENSORBOARD):
+            shutil.rmtree(Path(output_dir) / folder, ignore_errors=True)
     distributed.barrier()

@@ -184,7 +184,7 @@ def runs(tmp_path_factory, base_model, countdown_data):
         "flat": ("rft", rl | {"temperature": 0.01, "max_response_length": 48}),
         "taught": ("sft", base | {"data": constant, "total_steps": 25, "lr": 3e-3, "max_response_length": 8,
                                   "max_length": 128, "eval_every": 25}),
-        "hacking": ("rft", rl | {"model": taught}),
+        "hacking": ("rft", rl | {"model": taught, "tracker": "tensorboard"}),
     }
     succeed(start_in_turn([(f"training/{script}.py", flags | {"output_dir": folder / name})
                            for name, (script, flags) in own.items()]))
@@ -200,6 +200,15 @@ def runs(tmp_path_factory, base_model, countdown_data):
 def test_a_run_that_is_so_hears_it(runs, name, says):
     lines = training_lines(runs[name])
     assert says in diagnose(lines), json.dumps(lines[-1])
+
+
+@pytest.mark.slow
+def test_a_real_run_is_in_tensorboard_too(runs):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(runs["hacking"] / "tensorboard")).Reload()
+    for name in ("common_answer", "reward", "seconds/rollout"):
+        assert [(one.step, one.value) for one in events.Scalars(name)] == [
+            (one["step"], pytest.approx(one[name])) for one in training_lines(runs["hacking"])]
 
 
 @pytest.mark.slow

@@ -146,7 +146,8 @@ def test_every_flag_is_explained(name, capsys):
     text = re.sub(r"\x1b\[[0-9;]*m|│", " ", capsys.readouterr().out)
     entries = {}
     for entry in re.split(r"\n\s*--(?:no_)?(?=[a-z])", text)[1:]:
-        flag, explained = re.fullmatch(r"(\w+)(?: [A-Z]+| \{.*?\}| \[STR \[.*?\]\])?\s+(.*)", entry, re.DOTALL).groups()
+        values = r"(?: [A-Z]+| \[?\{.*?\}(?: \[\.\.\.\]\])?| \[STR \[.*?\]\])?"
+        flag, explained = re.fullmatch(rf"(\w+){values}\s+(.*)", entry, re.DOTALL).groups()
         entries[flag] = re.split(r"\((?:default|required)", explained)[0]
     for field in fields(SCRIPTS[name].Args):
         assert len(entries[field.name].strip()) > 4, field.name

@@ -12,7 +12,7 @@ from utils.run.doctor import Doctor
 from utils.run.environment import environment
 from utils.run.output_dir import cut_after, json_line, plain, read_jsonl, write_atomically, writing
 from utils.run.terminal import DIM, GREEN, YELLOW, escaped, has_colours, paint
-from utils.run.tracking import Tracker
+from utils.run.tracking import start_trackers
 
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
 TRAINING_FIELDS = {
@@ -75,7 +75,7 @@ class Logger:
 
     `resume_step` N continues an earlier run's files: lines of steps after N are removed, new ones appended; args.json
     and environment.json get companions (args.resumed_at_N.json). Without it the files start empty. NaN becomes null.
-    Where `args` names a tracker, it gets the lines of metrics.jsonl after they are written.
+    The trackers that `args` names get the lines of metrics.jsonl and samples.jsonl after they are written.
     """
 
     def __init__(
@@ -105,9 +105,8 @@ class Logger:
                 self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
         if resume_step is not None:
             self.doctor = Doctor(read_jsonl(output_dir / "metrics.jsonl"))
-        name, self.tracker = settings.get("tracker", "none"), None
-        if name != "none":
-            self.tracker = Tracker(name, output_dir, plain(settings), resume_step is not None, self.print)
+        names = settings.get("tracker", ())
+        self.trackers = start_trackers(names, output_dir, plain(settings), resume_step, self.print)
         self.bar = tqdm(total=total_steps, initial=resume_step or 0, desc="step", unit="step", dynamic_ncols=True)
 
     def log_training(self, step: int, metrics: dict[str, Any]) -> None:
@@ -153,16 +152,18 @@ class Logger:
             self.bar.close()
             for file in self.files.values():
                 file.close()
-            if self.tracker is not None:
-                self.tracker.close()
+            for tracker in self.trackers:
+                tracker.end()
+            for tracker in self.trackers:
+                tracker.close()
 
     def _write(self, name: str, entry: dict) -> None:
         if self.is_main:
             with writing(Path(self.files[name].name)):
                 self.files[name].write(json_line(entry))
                 self.files[name].flush()
-            if name == "metrics" and self.tracker is not None:
-                self.tracker.log(plain(entry))
+            for tracker in self.trackers:
+                (tracker.log if name == "metrics" else tracker.sample)(plain(entry))
 
     def __enter__(self) -> "Logger":
         return self

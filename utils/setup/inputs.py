@@ -20,7 +20,7 @@ from utils.data import OWN, load_splits
 from utils.pretrained import load_generation_config
 from utils.prompts import PromptBuilder
 from utils.run.errors import BadInput, require
-from utils.run.tracking import check_tracker
+from utils.run.tracking import check_trackers
 from utils.setup.shapes import SHAPES, Shape, shape_of
 from utils.tasks.own import Own
 from utils.types import Problem
@@ -59,7 +59,7 @@ def load_inputs(
     *, model: str, data: str, splits: tuple[str, ...], max_prompt_length: int, max_response_length: int,
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     engine_memory_fraction: float, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0,
-    needs: tuple[str, ...] = (), tracker: str = "none", max_length: int = 0, chat_template: str = NONE,
+    needs: tuple[str, ...] = (), trackers: tuple[str, ...] = (), max_length: int = 0, chat_template: str = NONE,
     system_prompt: str = "", think: bool = True, own_data: Own = OWN,
 ) -> Inputs:
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
@@ -71,7 +71,7 @@ def load_inputs(
     """
     require(max_prompt_length > 0, "--max_prompt_length", max_prompt_length, "must be greater than 0")
     require(max_response_length > 0, "--max_response_length", max_response_length, "must be greater than 0")
-    check_tracker(tracker)
+    check_trackers(trackers)
     template = read_template(chat_template, system_prompt, think)
     engine, reason = choose_engine(engine, tp_size, sleep_level, temperature, engine_memory_fraction)
     if may_be_unreachable and not Path(model).is_dir():

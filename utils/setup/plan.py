@@ -63,7 +63,7 @@ class Flags(OwnFlags, LoraFlags, Protocol):
     engine_memory_fraction: float
     sleep_level: int
     tp_size: int
-    tracker: str
+    tracker: tuple[str, ...]
     probe_memory: str
     save_minutes: float
     keep_last: int
@@ -207,7 +207,7 @@ def make_plan(
         max_response_length=flags.max_response_length, eval_problems=flags.eval_problems,
         skip_long_prompts=flags.skip_long_prompts, bos=flags.bos, may_be_unreachable=flags.check, engine=flags.engine,
         engine_memory_fraction=flags.engine_memory_fraction, tp_size=flags.tp_size, sleep_level=flags.sleep_level,
-        temperature=temperature, needs=tuple(needs), tracker=flags.tracker,
+        temperature=temperature, needs=tuple(needs), trackers=flags.tracker,
         max_length=0 if longest.responses else longest.prefix, chat_template=flags.chat_template,
         system_prompt=flags.system_prompt, think=flags.think, own_data=own_data(flags),
     )
