@@ -103,6 +103,7 @@ class Args:
     timeout_minutes: Minutes[float] = 30.0  # without progress of a process, or its waiting for others, the run ends
     probe_memory: Literal["auto", "always", "never"] = "auto"  # run the largest micro-batch first; auto: with CUDA
     tracker: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] = ("none",)  # show the metrics; never fatal
+    verbosity: Literal["quiet", "normal", "verbose"] = "normal"  # quiet: warnings, evaluations and the end only
     dump_batch: bool = False  # print the first demonstration with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 

@@ -31,6 +31,7 @@ DISCARDED = "discarded_"  # before the names of checkpoints of a past that is no
 FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
     "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
     "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
+    "verbosity", "profile_steps",
     "test_data", "prompt_column", "solution_column", "answer_column", "verifier",
 }
 

@@ -1,5 +1,4 @@
 import json
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -77,7 +76,6 @@ def test_resume_cuts_later_lines_and_a_torn_one_and_appends(tmp_path):
         file.write('{"step": 2, "loss": 0.')  # killed here
     with start(tmp_path, resume_step=3) as log:
         log.log_training(4, {"loss": 9.0})
-        assert (log.bar.initial, log.bar.n) == (3, 4)  # time left is reckoned from this run's steps
     lines = read_jsonl(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(0, 0), (1, 1 / 3), (2, 2 / 3), (3, 1), (4, 9)]
     assert [line["response"] for line in read_jsonl(tmp_path / "samples.jsonl")] == ["r0", "r1", "r2", "r3"]
@@ -112,40 +110,13 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
-def test_samples_are_labelled_or_coloured_and_cannot_command_the_terminal(tmp_path, capsys, monkeypatch):
-    with start(tmp_path) as log:
-        log.log_sample(3, "ask\n", "hint\n", "answer\033[31m\r\u009b2J", 0.1, "wrong result", "evaluation")
-        plain = capsys.readouterr().out
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        log.log_sample(3, "ask\n", "hint\n", "answer\033[31m", 0.1, "wrong result", "evaluation")
-        coloured = capsys.readouterr().out
-    assert plain == (
-        "--- step 3, evaluation sample: reward 0.1, wrong result\n"
-        "[prompt] ask\n\n[hint] hint\n\n[response] answer\\x1b[31m\\r\\x9b2J\n---\n"
-    )
-    assert "\033[2mask\n\033[0m\033[33mhint\n\033[0m\033[32manswer\\x1b[31m\033[0m" in coloured
-
-
-def test_the_bar_and_the_evaluation_line_show_the_numbers(tmp_path, capsys):
-    with start(tmp_path) as log:
-        log.log_training(
-            50, {"reward": 0.25, "accuracy": 0.125, "hint_slices": 1.5, "tokens_per_second": 2345.6, "loss": 0.5}
-        )
-        log.log_evaluation(50, {"eval/accuracy": 0.28906, "eval/n": 512})
-    shown = capsys.readouterr()
-    assert "50/100" in shown.err
-    assert "loss 0.500, reward 0.250, accuracy 12.5%, hint 1.5 slices, 2,346 tokens/s" in shown.err
-    assert shown.out == "step 50: evaluation: accuracy 0.2891, n 512\n"
-
-
 def test_the_doctor_is_asked_and_told_what_a_resumed_run_was_told(tmp_path, capsys):
     flat = {"flat_groups": 0.95, "accuracy": 0.5, "format": 1.0}
     with start(tmp_path) as log:
         for step in range(1, 6):
             log.log_training(step, flat)
-    assert [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "step 3: 95% of the groups have equal rewards"]
+    assert "\nstep 3: 95% of the groups have equal rewards" in capsys.readouterr().out
     with start(tmp_path, resume_step=4) as log:
         for step in range(5, 40):
             log.log_training(step, flat)
-    assert capsys.readouterr().out == ""
+    assert "equal rewards" not in capsys.readouterr().out

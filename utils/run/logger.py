@@ -1,4 +1,4 @@
-"""What a run writes and shows: metrics, samples, arguments, environment; a progress bar and coloured samples."""
+"""What a run writes, and shows by its console: metrics, samples, arguments, environment."""
 
 import dataclasses
 import json
@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from utils.run.console import Console
 from utils.run.doctor import Doctor
 from utils.run.environment import environment
 from utils.run.output_dir import cut_after, json_line, plain, read_jsonl, write_atomically, writing
-from utils.run.terminal import DIM, GREEN, YELLOW, escaped, has_colours, paint
 from utils.run.tracking import start_trackers
 
 # Every training line of metrics.jsonl has these; what an algorithm has no number for (RFT: sft_loss) is 0.0.
@@ -49,14 +47,6 @@ TRAINING_FIELDS = {
     "slowest_rank": "that rank",
     "memory_gib": "resident memory of the first process, GiB",
 }
-BAR_FIELDS = {  # metric -> how the progress bar shows it, where the script logged it
-    "loss": "loss {:.3f}",
-    "reward": "reward {:.3f}",
-    "accuracy": "accuracy {:.1%}",
-    "hint_slices": "hint {:.1f} slices",
-    "tokens_per_second": "{:,.0f} tokens/s",
-}
-SAMPLE_COLOURS = {"prompt": DIM, "hint": YELLOW, "response": GREEN}
 
 
 def depends_on_machine(name: str) -> bool:
@@ -71,7 +61,7 @@ def resident_gib() -> float:
 
 
 class Logger:
-    """A run's files and progress bar. Only the main rank writes and prints; on the others every call does nothing.
+    """A run's files and console. Only the main rank writes and prints; on the others every call does nothing.
 
     `resume_step` N continues an earlier run's files: lines of steps after N are removed, new ones appended; args.json
     and environment.json get companions (args.resumed_at_N.json). Without it the files start empty. NaN becomes null.
@@ -93,63 +83,62 @@ class Logger:
             path = output_dir / f"{name}{suffix}.json"
             with writing(path):
                 write_atomically(path, json.dumps(plain(content), indent=2) + "\n")
-        self.files, self.doctor = {}, Doctor()
+        self.files = {}
         for name in ("metrics", "samples"):
             path = output_dir / f"{name}.jsonl"
             with writing(path):
                 if resume_step is not None:
                     cut_after(path, resume_step)
-                    if name == "metrics" and path.exists():
-                        evaluations = [line["step"] for line in read_jsonl(path) if "eval/accuracy" in line]
-                        self.evaluated = max(evaluations, default=-1)
                 self.files[name] = path.open(mode, encoding="utf-8", errors="backslashreplace")
-        if resume_step is not None:
-            self.doctor = Doctor(read_jsonl(output_dir / "metrics.jsonl"))
+        known = [] if resume_step is None else read_jsonl(output_dir / "metrics.jsonl")
+        self.doctor = Doctor(known)
+        evaluations = [line for line in known if "eval/accuracy" in line]
+        self.evaluated = max((line["step"] for line in evaluations), default=-1)
+        self.console = Console(total_steps, resume_step or 0, settings.get("verbosity", "normal"), evaluations)
         names = settings.get("tracker", ())
         self.trackers = start_trackers(names, output_dir, plain(settings), resume_step, self.print)
-        self.bar = tqdm(total=total_steps, initial=resume_step or 0, desc="step", unit="step", dynamic_ncols=True)
 
     def log_training(self, step: int, metrics: dict[str, Any]) -> None:
-        """A line with all TRAINING_FIELDS (0.0 where `metrics` lacks one) and whatever else is given; moves the bar."""
+        """A line with all TRAINING_FIELDS (0.0 where `metrics` lacks one) and whatever else is given."""
         if not self.is_main:
             return
-        line = {"step": step} | dict.fromkeys(TRAINING_FIELDS, 0.0) | {"memory_gib": resident_gib()} | metrics
+        metrics = {"memory_gib": resident_gib()} | metrics
+        line = {"step": step} | dict.fromkeys(TRAINING_FIELDS, 0.0) | metrics
         self._write("metrics", line)
-        shown = (form.format(metrics[name]) for name, form in BAR_FIELDS.items() if name in metrics)
-        self.bar.set_postfix_str(", ".join(shown), refresh=False)
-        self.bar.update(step - self.bar.n)
+        self.console.step(step, plain(metrics))
         message = self.doctor.see(plain(line))
         if message is not None:
             self.print(f"step {step}: {message}")
 
     def log_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """One line, and the same in print; the names are eval/..."""
+        """One line; the names are eval/..."""
         self.evaluated = step
         self._write("metrics", {"step": step} | metrics)
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        shown = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in numbers.items())
-        self.print(f"step {step}: evaluation: {', '.join(shown)}")
+        if self.is_main:
+            self.console.evaluation(step, plain(metrics))
 
     def log_sample(
         self, step: int, prompt: str, hint: str, response: str, reward: float, reason: str, kind: str = "evaluation"
     ) -> None:
-        """One line in samples.jsonl, and the text in print: coloured on a terminal, with plain labels elsewhere."""
+        """One line in samples.jsonl."""
         texts = {"prompt": prompt, "hint": hint, "response": response}
         self._write("samples", {"step": step, "kind": kind} | texts | {"reward": reward, "reason": reason})
-        if has_colours():
-            body = "".join(paint(text, SAMPLE_COLOURS[name]) for name, text in texts.items())
-        else:
-            body = "\n".join(f"[{name}] {escaped(text)}" for name, text in texts.items())
-        self.print(f"--- step {step}, {kind} sample: reward {reward:g}, {reason}\n{body}\n---")
+        if self.is_main:
+            self.console.sample(step, kind, texts, reward, reason)
 
     def print(self, message: str) -> None:
-        """Prints above the progress bar."""
+        """What must be seen."""
         if self.is_main:
-            tqdm.write(message)
+            self.console.print(message)
+
+    def note(self, message: str) -> None:
+        """What is good to know."""
+        if self.is_main:
+            self.console.note(message)
 
     def close(self) -> None:
         if self.is_main:
-            self.bar.close()
+            self.console.close()
             for file in self.files.values():
                 file.close()
             for tracker in self.trackers:

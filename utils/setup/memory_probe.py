@@ -47,7 +47,7 @@ def probe_memory(actor: Actor, engine: Engine, plan: Plan, logger: Logger) -> No
         peak, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
         torch.cuda.empty_cache()
         peak = distributed.maximum(peak) / GIB
-        logger.print(f"memory probe: at most {peak:.2f} of {total / GIB:.2f} GiB were allocated")
+        logger.note(f"memory probe: at most {peak:.2f} of {total / GIB:.2f} GiB were allocated")
 
 
 def worst_shapes(row_length: int, rows: int, max_tokens: int) -> list[tuple[int, int]]:

@@ -145,7 +145,7 @@ class Plan:
         num_long = len(self.inputs.problems) - len(self.problems)
         if num_long:
             logger.print(f"{num_long} demonstrations are longer than --max_length {self.longest.prefix} and left out")
-        logger.print(self.inputs.notes)
+        logger.note(self.inputs.notes)
         if self.changes:
             logger.print("resumed with --allow_changes: " + "; ".join(self.changes))
         return logger
