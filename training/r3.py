@@ -118,6 +118,7 @@ class Args:
     probe_memory: Literal["auto", "always", "never"] = "auto"  # run the largest micro-batch first; auto: with CUDA
     tracker: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] = ("none",)  # show the metrics; never fatal
     verbosity: Literal["quiet", "normal", "verbose"] = "normal"  # quiet: warnings, evaluations and the end only
+    profile_steps: str = ""  # A:B, steps that torch's profiler traces; FLOP/s by phase, in output_dir/profile
     dump_batch: bool = False  # print the first group with the loss that each of its tokens gets
     check: bool = False  # check everything that needs no model, print the plan, and stop
 

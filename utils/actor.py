@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from utils import profiling
 from utils.adapters import Whole, adapter_weights_of, base_digest, has_adapters, whole_weights_of, without_adapters
 from utils.attention import Layout, tolerance
 from utils.deepspeed_config import GATHER_BUCKET, deepspeed_config
@@ -131,6 +132,7 @@ class Scorer:
     ) -> tuple[Tensor, Tensor | None]:
         watchdog.progress()
         stopping.safe_point()
+        profiling.scored(micro_batch, is_learned=with_entropies)
         return self.ds_engine(micro_batch.input_ids, micro_batch.position_ids, layout_of(micro_batch, self.model.dtype),
                               micro_batch.predictors, micro_batch.targets, self.temperature, with_entropies)
 

@@ -241,6 +241,6 @@ def clear(output_dir: str) -> None:
         for pattern in ("args.resumed_at_*.json", "environment.resumed_at_*.json", "bad_batch_step_*.safetensors"):
             for path in Path(output_dir).glob(pattern):
                 path.unlink()
-        for folder in ("checkpoints", TENSORBOARD):
+        for folder in ("checkpoints", "profile", TENSORBOARD):
             shutil.rmtree(Path(output_dir) / folder, ignore_errors=True)
     distributed.barrier()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from utils import profiling
 from utils.losses import masked_mean
 from utils.run import distributed, stopping, watchdog
 
@@ -50,25 +51,39 @@ class LossSums:
 
 
 class Stopwatch:
-    """Seconds of the parts of a step, under the names of the metrics; the watchdog is told which part is on."""
+    """Seconds of the parts of a step, under the names of the metrics; the watchdog and a profile (--profile_steps) are
+    told which part is on."""
 
     def __init__(self, step: int) -> None:
+        self.step = step
         self.seconds: dict[str, float] = {}
         self.part: str | None = None
         self.since = 0.0
         watchdog.phase("problems", step)
+        if profiling.current is not None:
+            profiling.current.step(step)
 
     def begin(self, part: str) -> None:
         """End the part before, and begin this one, unless the run was asked to stop."""
         stopping.meet()
-        self.end()
+        self._end_part()
         self.part = part
         watchdog.phase(part)
+        if profiling.current is not None:
+            profiling.current.begin(part)
 
     def end(self) -> None:
+        """End the last part, and with it the step."""
+        self._end_part()
+        if profiling.current is not None:
+            profiling.current.end_step(self.step)
+
+    def _end_part(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
         if self.part is not None:
             self.seconds[f"seconds/{self.part}"] = now - self.since
         self.part, self.since = None, now
+        if profiling.current is not None:
+            profiling.current.end()

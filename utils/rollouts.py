@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rewards import pool, score_all
+from utils import profiling
 from utils.answers import answer_pattern, repeats_itself
 from utils.prompts import decode
 from utils.run import distributed, watchdog
@@ -36,6 +37,7 @@ def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTok
         problem = rollout.prompt.problem
         return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
 
+    profiling.sampled(groups)
     items = [item(rollout) for group in groups for rollout in group]
     texts = ((completion, rollout.prompt.problem.prompt) for (_, completion, _), rollout in
              zip(items, (rollout for group in groups for rollout in group), strict=True))

@@ -1,6 +1,7 @@
 """The scripts as users start them, on a tiny model: what a run writes, and what its numbers must not depend on."""
 
 import fcntl
+import gzip
 import json
 import math
 import os
@@ -69,9 +70,11 @@ def uft_flags(flags):
 
 @pytest.fixture(scope="module")
 def uft_launch(tmp_path_factory, uft_flags):
-    """UFT on two processes under ZeRO-3, with a dry run, which changes no number: its folder, and what it printed."""
+    """UFT on two processes under ZeRO-3, with a dry run and a profile, which change no number: its folder, and what it
+    printed."""
     output_dir = tmp_path_factory.mktemp("uft") / "run"
-    more = {"zero_stage": 3, "probe_memory": "always", "dump_batch": True, "output_dir": output_dir}
+    more = {"zero_stage": 3, "probe_memory": "always", "dump_batch": True, "output_dir": output_dir,
+            "profile_steps": "2:3"}
     return output_dir, succeed(launch("training/uft.py", uft_flags | more, num_processes=2)).stdout
 
 
@@ -97,7 +100,7 @@ def exact_runs(tmp_path_factory, flags, uft_flags, exact_base_model, countdown_d
     of_sft = {"data": few_data, "total_steps": 4, "lr": 1e-3, "warmup": 0.25, "eval_every": 4, "eval_problems": 4,
               "prompts_per_step": PROMPTS, "max_prompt_length": 64, "mini_batch_prompts": PROMPTS,
               "max_response_length": 8, "max_length": 64, "max_tokens_per_micro_batch": 200, "zero_stage": 2}
-    own = {"uft": uft_flags | {"zero_stage": 3}, "sft": of_sft,
+    own = {"uft": uft_flags | {"zero_stage": 3}, "sft": of_sft | {"profile_steps": 4},
            **{name: flags | more | {"zero_stage": 3, "eval_every": 4} for name, more in HINTED.items()}}
     runs = [(f"training/{name}.py", own[name] | {"model": exact_base_model, "output_dir": folders[name]})
             for name in own]
@@ -225,6 +228,43 @@ def test_engine_samples_from_the_actor(uft_run, exact_run, exact_alone):
     for run in (exact_run, exact_alone):
         assert all(line["logprob_mismatch_max"] < CLOSE["atol"] for line in training_lines(run))
     assert all(line["logprob_mismatch"] < 1e-5 for line in training_lines(uft_run))
+
+
+def table_of(profile, name):
+    """{phase: the words of its row} of a profile."""
+    rows = (profile / name).read_text().splitlines()
+    start = next(number for number, row in enumerate(rows) if row.startswith("phase"))
+    return {row.split()[0]: row.split()[1:] for row in rows[start + 1 : -1]}
+
+
+def test_the_first_process_traces_the_steps_that_are_asked_for(uft_launch):
+    profile = uft_launch[0] / "profile"
+    assert sorted(path.name for path in profile.iterdir()) == ["steps_2_to_3.json.gz", "steps_2_to_3.txt"]
+    with gzip.open(profile / "steps_2_to_3.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    marks = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    for phase in ("sync", "rollout", "reward", "logprobs", "update"):
+        assert marks.count(phase) == 2
+    assert sum("mkldnn" in event["name"] for event in events) > 100
+    assert "rank 0 of 2" in uft_launch[1] and "rank 1 of 2" not in uft_launch[1]
+
+
+def test_the_table_of_a_profile_has_seconds_and_flops_by_phase(uft_launch):
+    run, table = uft_launch[0], table_of(uft_launch[0] / "profile", "steps_2_to_3.txt")
+    assert list(table) == ["sync", "rollout", "reward", "logprobs", "update", "step"]
+    profiled = [line for line in training_lines(run) if line["step"] in (2, 3)]
+    for phase in ("rollout", "logprobs", "update"):
+        seconds, _, work, rate, share = (float(word.rstrip("%")) for word in table[phase])
+        assert seconds == pytest.approx(sum(line[f"seconds/{phase}"] for line in profiled) / 2, rel=0.1, abs=0.01)
+        assert rate == pytest.approx(work / seconds, rel=0.2) and 0 < share < 100
+    # The update's forward pass and twice that; old and reference log-probabilities, and a few tokens more.
+    rollout, logprobs, update = (float(table[phase][2]) for phase in ("rollout", "logprobs", "update"))
+    assert update == pytest.approx(3 * rollout, abs=0.02) and 2 * rollout - 0.02 < logprobs < 3.1 * rollout
+    assert table["sync"][2:] == table["reward"][2:] == ["-"] * 3
+
+
+def test_sft_has_a_profile_too(exact_runs):
+    assert list(table_of(exact_runs["sft"] / "profile", "steps_4_to_4.txt")) == ["batch", "update", "step"]
 
 
 # ----- what numbers must not depend on -----

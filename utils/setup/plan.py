@@ -25,6 +25,7 @@ from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
 from utils.setup.memory import evaluation_facts, memory_facts
 from utils.setup.memory_terms import Generation, Run
 from utils.setup.own_flags import OwnFlags, own_data
+from utils.setup.profile import profiled_steps, start_profile
 from utils.tasks.own import own_facts
 from utils.types import LongestGroup, Problem, Sampling
 
@@ -64,6 +65,7 @@ class Flags(OwnFlags, LoraFlags, Protocol):
     sleep_level: int
     tp_size: int
     tracker: tuple[str, ...]
+    profile_steps: str
     probe_memory: str
     save_minutes: float
     keep_last: int
@@ -138,7 +140,7 @@ class Plan:
                      flags.save_minutes, saved=self.start if flags.resume else -1)
 
     def open_logger(self) -> Logger:
-        """The run's logger, which has told what the run begins with."""
+        """The run's logger, which has told what the run begins with. --profile_steps is prepared."""
         logger = Logger(self.flags.output_dir, self.flags, distributed.is_main(), self.flags.total_steps,
                         self.start if self.flags.resume else None)
         logger.evaluated = int(distributed.maximum(logger.evaluated))
@@ -148,6 +150,8 @@ class Plan:
         logger.note(self.inputs.notes)
         if self.changes:
             logger.print("resumed with --allow_changes: " + "; ".join(self.changes))
+        start_profile(self.flags.profile_steps, self.flags.total_steps, self.flags.output_dir, self.flags.dtype,
+                      self.inputs.shape, logger)
         return logger
 
     def print(self, title: str) -> None:
@@ -201,6 +205,7 @@ def make_plan(
         BadInput: the flag, its value and the rule.
     """
     check_ranges(flags)
+    profiled_steps(flags.profile_steps, flags.total_steps)
     weight_bytes(flags.dtype)  # raises where a GPU has no such type
     inputs = load_inputs(
         model=flags.model, data=flags.data, splits=("train", "test"), max_prompt_length=flags.max_prompt_length,
