@@ -330,14 +330,16 @@ def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeyp
     monkeypatch.setattr(rollouts, "completion_text", lambda rollout, _: f"<answer>{rollout.response_ids[0]}</answer>")
     problem = Problem(0, "math500", "p", (), "", {"target": "1+x"})
     prompt = Prompt(problem, [1], [], 0)
-    groups = [[Rollout(prompt, [text], [0.0], "stop") for text in texts] for texts in (["x+1", "1+x"], ["x+2", "x+3"])]
+    groups = [[Rollout(prompt, [text], [0.0], "stop") for text in texts]
+              for texts in (["x+1", "1+x"], ["x+2", "x+3"], ["x+3", "x+1"])]
     scores = rollouts.score_rollouts(groups, None)
-    assert [[verdict[:3] for verdict in group] for group in scores] == [[CORRECT, CORRECT], [TIMEOUT, CRASHED]]
+    assert [[verdict[:3] for verdict in group] for group in scores] == [
+        [CORRECT, CORRECT], [TIMEOUT, CRASHED], [CRASHED, CORRECT]]
     watch = metrics.Stopwatch(step=1)
     watch.seconds["seconds/rollout"] = 1.0
     line = rollouts.rollout_metrics(groups, scores, watch.seconds)
-    assert line["verifier_timeouts"] == 2 and line["accuracy"] == 0.5 and line["flat_groups"] == 1.0
-    assert line["groups_right"] == line["groups_wrong"] == 0.5 and line["common_answer"] == 0.25
+    assert line["verifier_timeouts"] == 3 and line["accuracy"] == 0.5 and line["flat_groups"] == 2 / 3
+    assert line["groups_right"] == line["groups_wrong"] == line["common_answer"] == 1 / 3
     assert line["slowest_rank"] == 0 and line["seconds/slowest_rank"] == line["seconds/mean_rank"] == 1.0
 
 

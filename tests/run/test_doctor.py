@@ -95,7 +95,8 @@ QUIET = [  # just not
     after((20, {}), (4, {"kl_loss": 5.0}), (6, {})),
     after((10, {"kl_loss": 1.5}), (10, {"kl_loss": 1.6})),  # the reference is far, and not left behind further
     after((10, {}), (10, {"seconds/update": 1.4})),
-    after((10, {"response_tokens": 10}), (10, {"seconds/update": 4.0})),  # other responses
+    after((10, {"response_tokens": 100}), (10, {})),  # other responses
+    after((10, {"response_tokens": 10, "seconds/update": 0, "seconds/logprobs": 0, "seconds/rollout": 0.1}), (10, {})),
     after((20, {}), (20, {"memory_gib": 3.0})),  # more, and no longer rising
     after((10, SLOW_RANK), (10, SLOW_RANK | {"slowest_rank": 0})),
     after((20, SLOW_RANK | {"seconds/slowest_rank": 0.25})),
@@ -155,6 +156,7 @@ def test_an_answer_is_told_by_the_places_of_the_problems_numbers():
 
 def test_repetition_survives_noise_and_prose_is_none():
     assert repeats_itself([5, 6, 7] * 10) and repeats_itself([1, 2, 3, 4, 5, 6] * 5 + [9])
+    assert not repeats_itself([*range(20), *range(8)])
     assert not repeats_itself(list(range(50))) and not repeats_itself([1, 1, 2]) and not repeats_itself([])
 
 

@@ -110,6 +110,7 @@ def test_a_run_that_is_overwritten_forgets_its_tracker(tmp_path):
     both = tracking.run_ids(tmp_path, ["trackio", "wandb"], is_resumed=True)
     assert both["wandb"] == first["wandb"] != both["trackio"]
     assert tracking.run_ids(tmp_path, ["wandb"], is_resumed=True) == both
+    assert tracking.run_ids(tmp_path, ["wandb"], is_resumed=False)["wandb"] != first["wandb"]
     (tmp_path / "tracker.json").write_text('{"tracker": "wandb", "id": "abc"}')  # an earlier version's
     assert tracking.run_ids(tmp_path, ["wandb"], is_resumed=True) == {"wandb": "abc"}
     (tmp_path / "tensorboard").mkdir()

@@ -109,6 +109,8 @@ BAD_FLAGS = [
     ({"max_skipped_updates": 0}, "flag --max_skipped_updates 0: must be greater than 0"),
     ({"probe_memory": "maybe"}, "invalid choice 'maybe' for argument '--probe_memory'"),
     ({"tracker": "magic"}, "invalid choice 'magic' for argument '--tracker'"),
+    ({"verbosity": "loud"}, "invalid choice 'loud' for argument '--verbosity'"),
+    ({"profile_steps": "3:2"}, "flag --profile_steps 3:2: must lie between 1 and --total_steps"),
     ({"timeout_minutes": 1e-9}, "flag --timeout_minutes 1e-09: must be at least 0.1"),
     ({"beta2": 1.2}, "flag --beta2 1.2: must"),
     ({"beta1": 1}, "flag --beta1 1.0: must"),  # AdamW divides by 1 - beta
