@@ -69,7 +69,8 @@ def run_steps(steps, monkeypatch):
         watch.begin("update")
         profiling.scored(micro_batch, is_learned=True)
         watch.end()
-        profiling.scored(micro_batch, is_learned=True)  # an evaluation's guard
+        profiling.scored(micro_batch, is_learned=True)  # an evaluation's guard, and an evaluation
+        profiling.sampled(GROUPS)
 
 
 @pytest.mark.parametrize(("steps", "told"), [
