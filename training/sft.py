@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from inference.hybrid_engine import build_engine
 from utils.actor import Actor
 from utils.data import problems_of_step
-from utils.evaluation import evaluate, summary
+from utils.evaluation import evaluate, some_texts, summary
 from utils.guards import GUARD_PROMPTS, UpdateGuard, engine_mismatch
 from utils.inspection import describe_group
 from utils.losses import masked_mean
@@ -156,7 +156,7 @@ def main(args: Args) -> None:
             logger.log_evaluation(
                 num_done, mismatch | {f"eval/{name}": value for name, value in summary(responses).items()}
             )
-            logger.log_sample(num_done, **responses[num_done % len(responses)].texts(), kind="evaluation")
+            logger.log_samples(num_done, some_texts(responses, num_done), kind="evaluation")
         if num_done > plan.start and (num_done % args.save_every == 0 or is_end or saver.is_due()):
             saver.save(num_done)
         if is_end:

@@ -27,7 +27,7 @@ from inference.hybrid_engine import build_engine
 from utils import seeding
 from utils.actor import Actor, load_reference
 from utils.data import problems_of_step
-from utils.evaluation import evaluate, summary
+from utils.evaluation import evaluate, some_texts, summary
 from utils.guards import UpdateGuard, engine_mismatch
 from utils.inspection import describe_group
 from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
@@ -36,7 +36,7 @@ from utils.packing import pack_mini_batches, with_logprobs
 from utils.pretrained import load_model, resolve_dtype
 from utils.prompts import solution_slices
 from utils.report.closing import close_run
-from utils.rollouts import rollout_metrics, rollout_texts, score_rollouts
+from utils.rollouts import group_texts, rollout_metrics, score_rollouts
 from utils.run import distributed, processes
 from utils.run.cli import run_script
 from utils.run.errors import BelowOne, Fraction, Minutes, NotNegative, Positive, Several, require
@@ -178,7 +178,7 @@ def main(args: Args) -> None:
             engine.sync()
             responses = evaluate(engine, plan.test_problems, plan.prompts, plan.greedy)
             logger.log_evaluation(num_done, {f"eval/{name}": value for name, value in summary(responses).items()})
-            logger.log_sample(num_done, **responses[num_done % len(responses)].texts(), kind="evaluation")
+            logger.log_samples(num_done, some_texts(responses, num_done), kind="evaluation")
         if num_done > plan.start and (num_done % args.save_every == 0 or is_end or saver.is_due()):
             saver.save(num_done)
         if is_end:
@@ -241,9 +241,9 @@ def main(args: Args) -> None:
         watch.end()
 
         metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
-        logger.log_training(step, metrics | guard.metrics() | {"lr": args.lr})
+        logger.log_training(step, metrics | guard.metrics() | actor.gradients.norms() | {"lr": args.lr})
         if step % args.eval_every == 0:
-            logger.log_sample(step, **rollout_texts(groups[0][0], scores[0][0], plan.tokenizer), kind="training")
+            logger.log_samples(step, group_texts(groups[0], scores[0], plan.tokenizer), kind="training")
 
     logger.close()
     close_run(args.output_dir, plan.test_problems)

@@ -22,6 +22,7 @@ from utils.adapters import Whole, adapter_weights_of, base_digest, has_adapters,
 from utils.attention import Layout, tolerance
 from utils.deepspeed_config import GATHER_BUCKET, deepspeed_config
 from utils.layouts import Masked, kinds_of_layouts
+from utils.metrics import StateGradients
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy, own_logprobs
 from utils.pretrained import load_model
@@ -171,6 +172,11 @@ class Actor(Scorer):
             for state in optimizer.state.values():
                 state["step"].zero_()
         super().__init__(policy, engine, temperature)
+        self.gradients = StateGradients(policy.head)
+
+    def __call__(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        self.gradients.micro_batch = micro_batch
+        return super().__call__(micro_batch)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add the gradient of `loss`; `is_last` marks the last micro-batch before `step`."""
@@ -185,6 +191,11 @@ class Actor(Scorer):
         Infinity says that the update was skipped, on all ranks: the gradients are gone; weights, master copies,
         optimiser states and their step counters are bit for bit what they were.
         """
+        norm = self._step(lr)
+        self.gradients.end_update(happened=math.isfinite(norm))
+        return norm
+
+    def _step(self, lr: float) -> float:
         watchdog.progress()
         stopping.must_finish()
         for group in self.optimizer.param_groups:

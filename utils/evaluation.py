@@ -29,7 +29,13 @@ class Response:
 
     def texts(self) -> dict[str, str | float]:
         return {"prompt": self.prompt, "hint": "", "response": self.response, "reward": self.reward,
-                "reason": self.reason}
+                "reason": self.reason, "index": self.index, "sample": self.sample, "truncated": self.truncated}
+
+
+def some_texts(responses: Sequence[Response], step: int, number: int = 8) -> list[dict[str, str | float]]:
+    """At most `number` responses for people, beginning with another one at each step."""
+    n = len(responses)
+    return [responses[(step + place) % n].texts() for place in range(min(number, n))]
 
 
 def evaluate(

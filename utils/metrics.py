@@ -1,14 +1,18 @@
 """Numbers of a training line: sums of losses, and seconds. Every rank calls these together."""
 
+import math
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils import profiling
 from utils.losses import masked_mean
 from utils.run import distributed, stopping, watchdog
+from utils.types import MicroBatch
 
 
 def count_tokens(masks: Sequence[Tensor]) -> float:
@@ -48,6 +52,53 @@ class LossSums:
         totals = distributed.sums(dict(zip(names, values, strict=True)))
         maxima = {name: distributed.maximum(float(value)) for name, value in self.maxima.items()}
         return {name: totals[name] / num_updates for name in names} | maxima
+
+
+class StateGradients:
+    """How hard the loss pulls at hint tokens, and at response tokens: the norm of its gradient with respect to the
+    states that enter the LM head to predict them, one state for each scored token.
+
+    A loss of hint tokens and one of response tokens have no such state in common, so the gradient that the backward
+    pass computes anyway holds both, side by side. States are activations: no ZeRO stage cuts them, and how the work is
+    divided over micro-batches and ranks changes nothing.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self.micro_batch: MicroBatch | None = None  # the one in its forward pass
+        self.num_updates = 0
+        self.squares = self.pending = dict.fromkeys(("hint", "response"), 0.0)  # of updates that happened; of this one
+        head.register_forward_pre_hook(self._watch)
+
+    def _watch(self, _head: nn.Module, given: tuple[Any, ...]) -> None:
+        states = given[0]  # (N, D)
+        if states.requires_grad:
+            states.register_hook(partial(self._add, self.micro_batch))
+
+    def _add(self, micro_batch: MicroBatch, grad: Tensor) -> None:
+        dtype = torch.promote_types(grad.dtype, torch.float)
+        squares = torch.linalg.vector_norm(grad, dim=1, dtype=dtype).square()  # (N,)
+        masks = {"hint": micro_batch.hint_mask, "response": micro_batch.response_mask}
+        self.pending = {name: self.pending[name] + torch.where(mask, squares, 0.0).sum()
+                        for name, mask in masks.items()}
+
+    def end_update(self, happened: bool) -> None:
+        """What was added since the last call counts if its update happened."""
+        if happened:
+            self.squares = {name: self.squares[name] + self.pending[name] for name in self.squares}
+            self.num_updates += 1
+        self.pending = dict.fromkeys(self.pending, 0.0)
+
+    def norms(self) -> dict[str, float]:
+        """Over all ranks, of the updates since the last call: root mean squares; NaN where none happened. All ranks
+        call together."""
+        squares = distributed.sums({name: float(square) for name, square in self.squares.items()})
+        num_updates, self.num_updates = self.num_updates, 0
+        self.squares = dict.fromkeys(self.squares, 0.0)
+        if not num_updates:
+            return {f"state_grad_norm/{name}": math.nan for name in squares}
+        # Actor.backward has multiplied the loss by the number of ranks.
+        return {f"state_grad_norm/{name}": math.sqrt(square / num_updates) / distributed.world_size()
+                for name, square in squares.items()}
 
 
 class Stopwatch:

@@ -71,16 +71,17 @@ class PromptBuilder:
         prompt_ids = self.encode(problem)
         assert len(prompt_ids) <= self.max_length
         for shown in range(len(hint), 0, -1):
-            hint_ids = encode("".join(hint[:shown]), self.tokenizer)
+            text = "".join(hint[:shown])
+            hint_ids = encode(text, self.tokenizer)
             if len(prompt_ids) + len(hint_ids) <= self.max_length:
-                is_whole = "".join(hint[:shown]) == "".join(problem.solution)
-                return Prompt(problem, prompt_ids, hint_ids, shown, is_whole)
+                whole = max(len(text), sum(map(len, problem.solution)), 1)
+                return Prompt(problem, prompt_ids, hint_ids, shown, hint_share=len(text) / whole)
         return Prompt(problem, prompt_ids, [], 0)
 
     def demonstration(self, problem: Problem) -> Prompt:
         """The whole reference as a hint: the demonstration and `end_id` follow the prompt."""
         ids = [*encode(problem.demonstration, self.tokenizer), self.end_id]
-        return Prompt(problem, self.encode(problem), ids, len(problem.solution))
+        return Prompt(problem, self.encode(problem), ids, len(problem.solution), hint_share=1.0)
 
     def printable(self, problem: Problem) -> tuple[str, int]:
         """The prompt as the model gets it, in quotes, and its number of tokens."""

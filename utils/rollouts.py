@@ -49,7 +49,7 @@ def rollout_metrics(
     groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]], seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """Means over the rollouts (*hint*: over the problems, *groups*: over the groups) of all ranks, and `seconds`, the
-    times of a Stopwatch.
+    times of a Stopwatch. The names are explained in utils/run/logger.py.
 
     verifier_timeouts is a count: rollouts whose verifier ran out of time, crashed or raised.
     """
@@ -63,16 +63,19 @@ def rollout_metrics(
         "format": sum(score.reason != "no answer" for score in all_scores),
         "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
         "truncated": sum(rollout.finish == "length" for rollout in rollouts),
+        "prompt_tokens": sum(len(group[0].prompt.prompt_ids) for group in groups),
+        "hint_share": sum(group[0].prompt.hint_share for group in groups),
         "repeated": sum(rollout.finish == "length" and repeats_itself(rollout.response_ids) for rollout in rollouts),
         "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
         "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
-        "whole_hints": sum(group[0].prompt.hint_is_whole for group in groups),
+        "whole_hints": sum(group[0].prompt.hint_share == 1 for group in groups),
         "flat_groups": sum(len({score.reward for score in group}) == 1 for group in scores),
-        "groups_right": sum(all(score.correct for score in group) for group in scores),
-        "groups_wrong": sum(not any(score.correct for score in group) for group in scores),
+        "groups_all_right": sum(all(score.correct for score in group) for group in scores),
+        "groups_all_wrong": sum(not any(score.correct for score in group) for group in scores),
         "verifier_timeouts": sum(map(pool.has_failed, all_scores)),
     })
-    per_group = {"hint_slices", "hint_tokens", "whole_hints", "flat_groups", "groups_right", "groups_wrong"}
+    per_group = {"prompt_tokens", "hint_share", "hint_slices", "hint_tokens", "whole_hints", "flat_groups",
+                 "groups_all_right", "groups_all_wrong"}
     num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
     patterns = Counter(score.pattern for score in all_scores if score.pattern)
     own = patterns, seconds["seconds/rollout"] + seconds.get("seconds/reward", 0.0)
@@ -84,11 +87,35 @@ def rollout_metrics(
     counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
     tokens_per_second = totals["response_tokens"] / seconds["seconds/rollout"]
     means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
-    return means | counts | {"tokens_per_second": tokens_per_second} | seconds | times
+    return (means | counts | accuracy_by_slices(groups, scores) | {"tokens_per_second": tokens_per_second} | seconds
+            | times)
 
 
-def rollout_texts(rollout: Rollout, judged: Verdict, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | float]:
-    """A rollout for people: prompt, hint and response as texts, and the verdict."""
-    prompt, hint, response = rollout.prompt.prompt_ids, rollout.prompt.hint_ids, rollout.response_ids
-    return {"prompt": decode(prompt, tokenizer), "hint": decode(hint, tokenizer),
-            "response": decode(response, tokenizer), "reward": judged.reward, "reason": judged.reason}
+def accuracy_by_slices(groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]]) -> dict[str, float]:
+    """Of the rollouts of all ranks that were shown N slices, for each N that occurs: accuracy/slices_N, and their
+    number, rollouts/slices_N."""
+    shown = [group[0].prompt.hint_slices for group in groups]
+    most = int(distributed.maximum(max(shown)))
+    right, number = [0.0] * (most + 1), [0.0] * (most + 1)
+    for slices, group in zip(shown, scores, strict=True):
+        right[slices] += sum(score.correct for score in group)
+        number[slices] += len(group)
+    totals = distributed.sums({f"right_{n}": right[n] for n in range(most + 1)}
+                              | {f"number_{n}": number[n] for n in range(most + 1)})
+    metrics = {}
+    for n in range(most + 1):
+        if total := totals[f"number_{n}"]:
+            metrics |= {f"accuracy/slices_{n}": totals[f"right_{n}"] / total, f"rollouts/slices_{n}": total}
+    return metrics
+
+
+def group_texts(
+    group: Sequence[Rollout], scores: Sequence[Verdict], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, str | float]]:
+    """The rollouts of a group for people: prompt, hint and response as texts, the verdict, and what came of it."""
+    prompt = group[0].prompt
+    given = {"prompt": decode(prompt.prompt_ids, tokenizer), "hint": decode(prompt.hint_ids, tokenizer)}
+    return [given | {"response": decode(rollout.response_ids, tokenizer), "reward": judged.reward,
+                     "reason": judged.reason, "index": prompt.problem.index, "sample": sample,
+                     "truncated": rollout.finish == "length", "hint_slices": prompt.hint_slices}
+            for sample, (rollout, judged) in enumerate(zip(group, scores, strict=True))]

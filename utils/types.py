@@ -32,14 +32,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown, all of the
-    solution's where `hint_is_whole`."""
+    """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown, `hint_share`
+    of the solution's characters."""
 
     problem: Problem
     prompt_ids: list[int]
     hint_ids: list[int]
     hint_slices: int
-    hint_is_whole: bool = False
+    hint_share: float = 0.0
 
 
 @dataclass(frozen=True)

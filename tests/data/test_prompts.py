@@ -54,6 +54,14 @@ def test_slices_join_to_the_solution_and_none_is_empty(solution, slices_max):
 # ---- prompts ----
 
 
+@pytest.mark.parametrize(("max_length", "shown", "share"), [(20, 2, 0.75), (9, 1, 0.25), (8, 0, 0.0)])
+def test_the_share_of_a_hint_is_that_of_the_solutions_characters(max_length, shown, share):
+    problem = make_problem(prompt="question", solution=["a", "bb", "c"])
+    prompt = PromptBuilder(TOKENIZER, max_length, False).build(problem, ["a", "bb"])
+    assert (prompt.hint_slices, prompt.hint_share) == (shown, share)
+    assert PromptBuilder(TOKENIZER, 20, False).demonstration(problem).hint_share == 1
+
+
 def test_prompt_and_hint_are_tokenised_separately():
     problem = make_problem(prompt="add 1 <think> ", solution=["we add", " 2"])
     assert len(encode("add 1 <think> we add", TOKENIZER)) < len("add 1 <think> we add")  # "<think> we" would be one
@@ -83,13 +91,12 @@ def test_whole_slices_are_dropped_from_the_end_and_the_prompt_is_kept(max_prompt
     prompt = prompts.build(make_problem(prompt="1234"), ["aa", "bbb", "cccc"])
     assert TOKENIZER.decode(prompt.prompt_ids) == "1234"
     assert (TOKENIZER.decode(prompt.hint_ids), prompt.hint_slices) == (hint, slices)
-    assert not prompt.hint_is_whole
 
 
-def test_a_hint_is_whole_where_it_shows_all_of_the_solution():
+def test_the_share_of_a_hint_is_one_where_it_shows_all_of_the_solution():
     prompts, problem = PromptBuilder(TOKENIZER, 9, False), make_problem(prompt="1234", solution=["aa", "bbb"])
-    assert [prompts.build(problem, hint).hint_is_whole for hint in ([], ["aa"], ["aa", "bbb"])] == [False, False, True]
-    assert not PromptBuilder(TOKENIZER, 8, False).build(problem, problem.solution).hint_is_whole  # it does not fit
+    assert [prompts.build(problem, hint).hint_share for hint in ([], ["aa"], ["aa", "bbb"])] == [0, 0.4, 1]
+    assert PromptBuilder(TOKENIZER, 8, False).build(problem, problem.solution).hint_share == 0.4  # it does not fit
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -339,7 +339,7 @@ def test_a_steps_rollouts_are_verified_in_order_and_timeouts_are_counted(monkeyp
     watch.seconds["seconds/rollout"] = 1.0
     line = rollouts.rollout_metrics(groups, scores, watch.seconds)
     assert line["verifier_timeouts"] == 3 and line["accuracy"] == 0.5 and line["flat_groups"] == 2 / 3
-    assert line["groups_right"] == line["groups_wrong"] == line["common_answer"] == 1 / 3
+    assert line["groups_all_right"] == line["groups_all_wrong"] == line["common_answer"] == 1 / 3
     assert line["slowest_rank"] == 0 and line["seconds/slowest_rank"] == line["seconds/mean_rank"] == 1.0
 
 

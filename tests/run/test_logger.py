@@ -13,7 +13,7 @@ CONTRACT_3 = [
     *("logprob_mismatch", "tokens_per_second"),
     *("seconds/sync", "seconds/rollout", "seconds/reward", "seconds/logprobs", "seconds/update"),
 ]
-FOR_THE_DOCTOR = {"whole_hints", "repeated", "groups_right", "groups_wrong", "common_answer", "slowest_rank",
+FOR_THE_DOCTOR = {"whole_hints", "repeated", "groups_all_right", "groups_all_wrong", "common_answer", "slowest_rank",
                   "seconds/slowest_rank", "seconds/mean_rank", "memory_gib"}
 
 

@@ -106,5 +106,5 @@ def test_hints_and_responses_follow_the_opened_turn(flags, tmp_path):
     succeed(start("training/uft.py", flags | own | {"output_dir": tmp_path / "run"}))
     assert len(training_lines(tmp_path / "run")) == 2
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    [sample] = [one for one in samples if one["kind"] == "training"]
+    sample, _ = [one for one in samples if one["kind"] == "training"]
     assert sample["prompt"] in {turns(problem) for problem in load_problems(str(flags["data"]), "train")}

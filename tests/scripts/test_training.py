@@ -143,6 +143,10 @@ def test_training_lines_have_every_field_of_the_contract(uft_run):
         assert set(line) >= TRAINING_FIELDS
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
         assert line["lr"] == 1e-3 and line["grad_norm"] > 0 and line["entropy"] > 0 and line["tokens_per_second"] > 0
+        assert line["state_grad_norm/response"] > 0 and (line["state_grad_norm/hint"] > 0) == (line["hint_tokens"] > 0)
+        assert line["groups_all_right"] + line["groups_all_wrong"] < 1 and (line["hint_share"] > 0) == (
+            line["hint_tokens"] > 0)
+        assert sum(value for name, value in line.items() if name.startswith("rollouts/slices_")) == 4 * PROMPTS
         assert line["kl_loss"] > 0  # the second update of a step is off the reference
         assert line["flat_groups"] < 1 and 0 < line["accuracy"] < line["format"]  # else these runs would show little
 
@@ -163,7 +167,9 @@ def test_run_folder_has_the_files_of_the_contract(uft_run, uft_flags):
     assert environment["world_size"] == 2 and environment["versions"]["torch"] == torch.__version__
     assert {"commit", "diff"} <= set(environment["git"]) and environment["hardware"]["cores"]
     samples = [json.loads(line) for line in (uft_run / "samples.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in samples if one["kind"] == "evaluation"] == [0, 2, 4]
+    assert [one["step"] for one in samples if one["kind"] == "evaluation"] == [0] * 8 + [2] * 8 + [4] * 8
+    assert [(one["step"], one["sample"]) for one in samples if one["kind"] == "training"] == [
+        (step, sample) for step in (2, 4) for sample in range(4)]  # a group each
     assert all(one["hint"] == "" for one in samples if one["kind"] == "evaluation")
     assert any(one["hint"] for one in samples if one["kind"] == "training")
     assert Image.open(uft_run / "curves.png").size > (500, 300)
@@ -392,7 +398,8 @@ def test_killed_and_resumed_run_goes_on_exactly(killed_run, resumed_runs, uft_ru
         one, other = (AutoModelForCausalLM.from_pretrained(run / "checkpoints" / name / "hf").state_dict()
                       for run in (uft_run, killed_run))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    samples = [(one["step"], one["kind"]) for one in map(json.loads, (killed_run / "samples.jsonl").open())]
+    samples = [(one["step"], one["kind"], one["index"], one["sample"])
+               for one in map(json.loads, (killed_run / "samples.jsonl").open())]
     assert len(samples) == len(set(samples))
 
 

@@ -73,6 +73,14 @@ def test_norm_before_clipping_equals_plain_pytorch(results, case):
 
 
 @of(EXACT)
+def test_norms_by_kind_of_token_equal_those_of_each_loss_alone(results, case):
+    """The gradients of the hints' loss, and of the responses', with respect to the states that enter the LM head, in
+    plain PyTorch one after the other: whatever is shared, packed and divided."""
+    for kind, norms in results[case.name]["plain_of_states"].items():
+        assert results[case.name]["of_states"][kind] == close(norms) and min(norms) > 0
+
+
+@of(EXACT)
 def test_weights_after_two_updates_equal_plain_pytorch(results, case):
     result = results[case.name]
     assert result["weight_difference"] < TOLERANCE

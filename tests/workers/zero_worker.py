@@ -151,43 +151,54 @@ def make_mini_batches() -> list[list[list[Rollout]]]:
 # ----- plain PyTorch: one process, one sequence at a time, all logits -----
 
 
-def plain_scores(model: Qwen2ForCausalLM, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and entropy of every token after the prompt: hint, then response."""
+def plain_scores(model: Qwen2ForCausalLM, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of every token after the prompt, hint, then response; and the states (1, L, D) that
+    enter the LM head."""
     prompt = rollout.prompt
     ids = torch.tensor([prompt.prompt_ids + prompt.hint_ids + rollout.response_ids])
-    logprobs = (model(ids).logits[0].float() / TEMPERATURE).log_softmax(-1)[len(prompt.prompt_ids) - 1 : -1]
+    states = model.model(ids).last_hidden_state
+    logprobs = (model.lm_head(states)[0].float() / TEMPERATURE).log_softmax(-1)[len(prompt.prompt_ids) - 1 : -1]
     targets = ids[0, len(prompt.prompt_ids) :]
-    return logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1), states
 
 
-def plain_loss(model: Qwen2ForCausalLM, groups: list[list[Rollout]]) -> torch.Tensor:
-    """-mean(advantage * logprob) - 0.1 * mean(entropy) over response tokens - 0.5 * mean(logprob) over hint tokens."""
-    response, entropy, hint = [], [], []
+def plain_losses(model: Qwen2ForCausalLM, groups: list[list[Rollout]]) -> tuple[dict[str, torch.Tensor], list]:
+    """-0.5 * mean(logprob) over hint tokens; -mean(advantage * logprob) - 0.1 * mean(entropy) over response tokens. And
+    the states of all sequences."""
+    response, entropy, hint, states = [], [], [], []
     for group in groups:
         num_hint = len(group[0].prompt.hint_ids)
         for sample, rollout in enumerate(group):
-            logprobs, entropies = plain_scores(model, rollout)
+            logprobs, entropies, of_sequence = plain_scores(model, rollout)
             response.append(ADVANTAGES[sample] * logprobs[num_hint:])
             entropy.append(entropies[num_hint:])
+            states.append(of_sequence)
             if sample == 0:
                 hint.append(logprobs[:num_hint])
-    return -torch.cat(response).mean() - 0.1 * torch.cat(entropy).mean() - 0.5 * torch.cat(hint).mean()
+    return {"hint": -0.5 * torch.cat(hint).mean(),
+            "response": -torch.cat(response).mean() - 0.1 * torch.cat(entropy).mean()}, states
 
 
-def plain_updates(case: Case) -> tuple[list[float], list[float], Qwen2ForCausalLM]:
-    """Losses, gradient norms before clipping, and the model after two updates."""
+def plain_updates(case: Case) -> tuple[list[float], list[float], dict[str, list[float]], Qwen2ForCausalLM]:
+    """Losses; norms before clipping of the gradient, and of each part of it with respect to states; and the model after
+    two updates."""
     model, losses, norms = make_plain_model(case), [], []
+    of_states = {"hint": [], "response": []}
     optimizer = torch.optim.AdamW(learning(model), lr=1.0, betas=BETAS, weight_decay=WEIGHT_DECAY)
     for groups, lr, scale in zip(make_mini_batches(), LEARNING_RATES[case.dtype], LOSS_SCALES, strict=True):
         optimizer.zero_grad()
-        loss = scale * plain_loss(model, groups)
+        parts, states = plain_losses(model, groups)
+        for name, part in parts.items():
+            grads = torch.autograd.grad(scale * part, states, retain_graph=True, materialize_grads=True)
+            of_states[name].append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+        loss = scale * (parts["hint"] + parts["response"])
         loss.backward()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item())
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
         optimizer.step()
-    return losses, norms, model
+    return losses, norms, of_states, model
 
 
 # ----- the same by utils.actor.Actor -----
@@ -275,7 +286,7 @@ def run(case: Case) -> dict:
     engine.sync()
     mismatch_before, num_sampled = engine_mismatch(engine, actor, step=1)
 
-    layer_calls, losses, norms = [], [], []
+    layer_calls, losses, norms, of_states = [], [], [], []
     hook = actor.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: layer_calls.append(1))
     for groups, lr, scale in zip(make_mini_batches(), LEARNING_RATES[case.dtype], LOSS_SCALES, strict=True):
         micro_batches, _ = packed(groups)
@@ -283,6 +294,7 @@ def run(case: Case) -> dict:
         loss, norm = update(actor, micro_batches, lr, scale)
         losses.append(loss)
         norms.append(norm)
+        of_states.append(actor.gradients.norms())
     hook.remove()
 
     mismatch_stale, _ = engine_mismatch(engine, actor, step=2)
@@ -303,13 +315,15 @@ def run(case: Case) -> dict:
     buckets = [{name: weight.clone() for name, weight in bucket.items()} for bucket in actor.whole_weights()]
     weights = {name: weight.float() for bucket in buckets for name, weight in bucket.items()}
 
-    plain_losses, plain_norms, plain_model = plain_updates(case)
+    expected_losses, plain_norms, plain_of_states, plain_model = plain_updates(case)
     plain_weights, initial = plain_weights_of(plain_model), plain_weights_of(make_plain_model(case))
     changes = torch.cat([(weights[name] - initial[name]).flatten() for name in initial])
     plain_changes = torch.cat([(plain_weights[name] - initial[name]).flatten() for name in initial])
     return {
         "losses": losses,
-        "plain_losses": plain_losses,
+        "plain_losses": expected_losses,
+        "of_states": {name: [one[f"state_grad_norm/{name}"] for one in of_states] for name in plain_of_states},
+        "plain_of_states": plain_of_states,
         "norms": norms,
         "plain_norms": plain_norms,
         "shapes": {name: list(weight.shape) for name, weight in weights.items()},

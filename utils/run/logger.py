@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ TRAINING_FIELDS = {
     "truncated": "fraction of responses cut at the length limit",
     "repeated": "fraction of responses cut at the length limit that repeat themselves (utils/answers.py)",
     "flat_groups": "fraction of groups whose rewards are all the same: no policy gradient",
-    "groups_right": "fraction of groups whose responses are all right",
-    "groups_wrong": "fraction of groups of which no response is right",
+    "groups_all_right": "fraction of groups of which every response is right",
+    "groups_all_wrong": "fraction of groups of which none is (they may differ in format); the others are mixed",
     "common_answer": "fraction of responses with the most common answer, the problem's numbers named by their places",
     "logprob_mismatch": "mean |engine log-prob - actor log-prob| of sampled tokens right after a sync, nats",
     "tokens_per_second": "sampled tokens per second of rollout, all ranks together",
@@ -46,6 +47,21 @@ TRAINING_FIELDS = {
     "seconds/mean_rank": "the same, mean over the ranks",
     "slowest_rank": "that rank",
     "memory_gib": "resident memory of the first process, GiB",
+}
+MORE_FIELDS = {  # of the scripts that know them; N is a number
+    "prompt_tokens": "mean number of prompt tokens per problem, without the hint",
+    "hint_share": "mean share of the solution's characters shown per problem, 0 to 1",
+    "accuracy/slices_N": "fraction right of the responses to which N slices were shown; left out where there are none",
+    "rollouts/slices_N": "number of these responses",
+    # Both: root mean square over the step's updates that were not skipped, before clipping; see metrics.StateGradients.
+    "state_grad_norm/hint": "L2 norm of the gradient of the loss with respect to the states that enter the LM head to "
+                            "predict hint tokens: of sft_coef * sft_loss alone",
+    "state_grad_norm/response": "the same for response tokens: of pg_loss with the KL and entropy terms",
+    "verifier_timeouts": "number of responses whose verifier ran out of time, crashed or raised",
+    "logprob_mismatch_max": "the largest of the differences that logprob_mismatch is the mean of, nats",
+    "engine_ratio": "mean importance weight of the response tokens against the engine (--old_logprobs engine)",
+    "engine_ratio_capped": "fraction of them above --max_engine_ratio",
+    "engine_ratio_max": "the largest of them",
 }
 
 
@@ -117,13 +133,19 @@ class Logger:
         if self.is_main:
             self.console.evaluation(step, plain(metrics))
 
+    def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]], kind: str) -> None:
+        """A line in samples.jsonl for each, of which the first is also printed."""
+        for number, sample in enumerate(samples):
+            self.log_sample(step, **sample, kind=kind, is_shown=number == 0)
+
     def log_sample(
-        self, step: int, prompt: str, hint: str, response: str, reward: float, reason: str, kind: str = "evaluation"
+        self, step: int, prompt: str, hint: str, response: str, reward: float, reason: str, kind: str = "evaluation",
+        is_shown: bool = True, **more: Any
     ) -> None:
         """One line in samples.jsonl."""
         texts = {"prompt": prompt, "hint": hint, "response": response}
-        self._write("samples", {"step": step, "kind": kind} | texts | {"reward": reward, "reason": reason})
-        if self.is_main:
+        self._write("samples", {"step": step, "kind": kind} | texts | {"reward": reward, "reason": reason} | more)
+        if self.is_main and is_shown:
             self.console.sample(step, kind, texts, reward, reason)
 
     def print(self, message: str) -> None:
