@@ -1,4 +1,4 @@
-"""What a training line says of the rollouts, by hand; and how the loss's gradients at hints and responses add up."""
+"""What a training line says of the rollouts, by hand; and how gradients at hint and at response tokens add up."""
 
 import math
 from types import SimpleNamespace

@@ -4,6 +4,8 @@
     python -m utils.report RUN RUN ...      prints one row per run and writes a figure with a panel per task;
                                             NAME_seed0, NAME_seed1, ... of one folder share a row and a line; where
                                             folders have runs of one name, the folder is part of it
+    python -m utils.report RUN ... --html FILE    writes one page that needs nothing else: curves, hints, samples
+    python -m utils.report RUN ... --watch        shows that page on this machine while the runs go on
 """
 
 import sys
@@ -17,6 +19,7 @@ from utils.report import comparison
 from utils.report.closing import closing_table
 from utils.report.comparison import several_runs_table
 from utils.report.curves import plot_curves
+from utils.report.page import watch, write_page
 from utils.report.runs import has_evaluation, read_metrics
 from utils.run.doctor import diagnoses
 
@@ -28,16 +31,27 @@ class Args:
     pattern_accuracy: float | None = None
     # Where the figure of several runs is written; left out: comparison.png beside the first run.
     figure: Path | None = None
+    html: Path | None = None  # where the page is written, instead of the above
+    watch: bool = False  # serve the page on 127.0.0.1 and keep it up to date; runs need not have begun
+    port: int = 8123  # of watch; 0 is a free one
 
 
 def main(args: Args) -> None:
+    if not args.runs:
+        sys.exit("RUNS (none) must name at least one output_dir of a training run")
+    if args.watch:
+        for run in args.runs:
+            if not run.is_dir():
+                sys.exit(f"RUNS {run} must be a folder; a run makes it when it starts")
+        return watch(args.runs, args.port)
     for run in args.runs:
         if not (run / "metrics.jsonl").is_file():
             sys.exit(f"RUNS {run} must be the output_dir of a training run, and it has no metrics.jsonl")
-        if not has_evaluation(run):
+        if args.html is None and not has_evaluation(run):
             sys.exit(f"RUNS {run} has no evaluation yet, and nothing can be said of it")
-    if not args.runs:
-        sys.exit("RUNS (none) must name at least one output_dir of a training run")
+    if args.html is not None:
+        write_page(args.runs, args.html)
+        return print(f"page: {args.html}")
     constant = args.pattern_accuracy
     if len(args.runs) == 1:
         constant = comparison.constant_accuracy(args.runs[0]) if constant is None else constant
