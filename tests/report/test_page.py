@@ -168,9 +168,57 @@ def test_a_browser_draws_everything_and_runs_nothing_of_a_text(run, tmp_path):
                   "Engine against actor"):
         assert f'aria-label="{title}"' in document, title
     assert not re.search(r'\sd="[^"]*(NaN|undefined|Infinity)', document)
+    assert "[object" not in document.split("</main>")[0]
     samples = re.findall(r'<article class="sample (\w+)">(.*?)</article>', document, re.DOTALL)
     assert [verdict for verdict, _ in samples] == ["right", "right"]  # the filter in the address
     assert "the right one &lt;/script&gt;" in samples[0][1] and "the cut one" not in document.split("</main>")[0]
+
+
+# What a reader does. It stands in a copy of the page without the policy, which would not let it run.
+READER = """<script>
+const at = (title) => [...document.querySelectorAll("svg")].find((one) => one.getAttribute("aria-label") === title);
+const point = (title, type, share) => {
+  const node = at(title), box = node.getBoundingClientRect();
+  node.dispatchEvent(new PointerEvent(type, { clientX: box.left + share * box.width, clientY: box.top + 50 }));
+};
+const press = (words) => [...document.querySelectorAll("button")].find((one) => one.textContent === words).click();
+SVGElement.prototype.setPointerCapture = () => {};
+const told = [], tell = (what) => told.push(what);
+const REWARD = "Reward";
+point("Accuracy on held-out problems", "pointermove", 0.99);
+tell(document.getElementById("tip").innerText);
+point(REWARD, "pointerdown", 0.5);
+point(REWARD, "pointermove", 0.9);
+point(REWARD, "pointerup", 0.9);
+tell(hover.zoom[0] > 3 && hover.zoom[1] < 9);
+press("whole run");
+tell(hover.zoom);
+press("truncated 2");
+tell([...document.querySelectorAll(".sample b")].map((one) => one.textContent));
+document.querySelector('[data-filter="second"]').click();
+tell(document.querySelectorAll(".sample").length);
+const search = document.querySelector("input[type=search]");
+search.value = "RIGHT ONE";
+search.dispatchEvent(new Event("input"));
+tell(document.querySelectorAll(".sample").length);
+document.querySelectorAll("#bar .run")[1].click();
+tell(visible().length);
+press("light / dark");
+tell(document.documentElement.dataset.theme);
+console.log(JSON.stringify(told));
+</script>"""
+
+
+@pytest.mark.slow
+@in_browser
+def test_a_reader_points_zooms_filters_and_hides_runs(run, tmp_path):
+    text = page(page_data([run, make_run(tmp_path / "second", num_steps=9)]))
+    path = tmp_path / "page.html"
+    path.write_text(re.sub("<meta http-equiv=[^>]*>", "", text).replace("</body>", READER + "</body>"))
+    _, [logged] = seen(path.as_uri(), tmp_path)
+    told = json.loads(logged[logged.index('"[') + 1 : logged.rindex(']"') + 1])
+    assert "50.0 % (40.4 % to 59.6 %) of 100" in told[0] and told[0].startswith("step 9")
+    assert told[1:] == [True, None, ["truncated", "truncated"], 1, 0, 1, "dark"]
 
 
 @pytest.mark.slow

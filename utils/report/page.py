@@ -20,6 +20,7 @@ from typing import Any
 from utils.report.page_data import page_data
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page_basics.js", "page_charts.js", "page_sections.js", "page_samples.js", "page.js")  # in this order
 SECONDS = 3  # between two looks of a watching page
 POLICY = ("default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src {connect}; "
           "base-uri 'none'; form-action 'none'")
@@ -28,7 +29,7 @@ POLICY = ("default-src 'none'; script-src '{script}'; style-src '{style}'; conne
 def page(shown: dict[str, Any], watch_seconds: int = 0) -> str:
     """The page of what `page_data` returns. With `watch_seconds` it asks its server for news that often."""
     style = (HERE / "page.css").read_text(encoding="utf-8")
-    script = "".join((HERE / name).read_text(encoding="utf-8") for name in ("page_charts.js", "page.js"))
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = POLICY.format(script=fingerprint(script), style=fingerprint(style),
                            connect="'self'" if watch_seconds else "'none'")
     parts = {"title": html.escape(", ".join(run["name"] for run in shown["runs"])), "policy": policy, "style": style,

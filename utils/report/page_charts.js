@@ -1,77 +1,29 @@
-"use strict";
-// Charts as SVG. Texts become text nodes, never markup.
+// Charts as SVG, drawn when they are in the page: a card has a method `draw`.
 
-const SVG = "http://www.w3.org/2000/svg";
-const colour = (number) => `var(--series-${number % 7})`;
-
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "colour") node.style.color = value; // the policy allows no style attributes
-    else node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return node;
-}
-const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-
-function format(value, percent = false) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (percent) return `${(100 * value).toFixed(1)} %`;
-  const size = Math.abs(value);
-  if (size >= 10000) return Math.round(value).toLocaleString("en");
-  if (size !== 0 && size < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(size >= 1000 ? 4 : 3)));
-}
-
-function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60)];
-  if (hours) return `${hours} h ${minutes} min`;
-  return seconds >= 100 ? `${minutes} min ${Math.round(seconds % 60)} s` : `${format(seconds)} s`;
-}
-
-// Exponential moving average in both directions, so that it does not lag behind; gaps stay gaps.
-function smooth(values, keep) {
-  const oneWay = (some) => {
-    let sum = 0, weight = 0;
-    return some.map((value) => {
-      const before = [keep * sum, keep * weight];
-      if (value !== null && value !== undefined) [sum, weight] = [before[0] + value, before[1] + 1];
-      return before;
-    });
-  };
-  const left = oneWay(values), right = oneWay([...values].reverse()).reverse();
-  return values.map((value, place) => value === null || value === undefined ? null
-    : (value + left[place][0] + right[place][0]) / (1 + left[place][1] + right[place][1]));
-}
+const hover = { step: null, zoom: null, crosses: new Set() }; // shared by all charts
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((some) => some >= rough * 0.999);
   const found = [];
-  for (let number = Math.ceil(low / step - 1e-9); number * step <= high + step * 1e-9; number++) found.push(number * step);
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step);
   return found;
 }
 
-function logTicks(low, high) {
+function powersOfTen(low, high) {
   const found = [];
   for (let power = Math.ceil(low); power <= Math.floor(high); power++) found.push(power);
-  const sparse = Math.ceil(found.length / 5);
-  if (found.length > 1) return found.filter((_, place) => place % sparse === 0);
-  return ticks(low, high, 3);
+  return found.length < 2 ? ticks(low, high, 3) : found.filter((_, n) => n % Math.ceil(found.length / 5) === 0);
 }
 
-// The range of y: all smoothed values, whiskers and lines, and of the raw values all but the rarest.
+// From the lowest to the highest of the values, intervals and lines, and of raw values all but the rarest.
 function rangeOf(spec, inside) {
-  const values = spec.lines ? spec.lines.map((line) => line.y) : [], raw = [];
+  const values = (spec.lines || []).map((line) => line.y), raw = [];
   for (const one of spec.series) {
     one.x.forEach((x, place) => {
       if (!inside(x)) return;
-      for (const some of [one.y, one.low, one.high]) if (some && some[place] !== null && some[place] !== undefined) values.push(some[place]);
-      if (one.raw && one.raw[place] !== null && one.raw[place] !== undefined) raw.push(one.raw[place]);
+      for (const some of [one.y, one.low, one.high]) if (some && isNumber(some[place])) values.push(some[place]);
+      if (one.raw && isNumber(one.raw[place])) raw.push(one.raw[place]);
     });
   }
   raw.sort((a, b) => a - b);
@@ -80,165 +32,213 @@ function rangeOf(spec, inside) {
   if (!usable.length) return [0, 1];
   let low = Math.min(...usable), high = Math.max(...usable);
   if (spec.zero) low = Math.min(0, low);
-  if (high - low < 1e-12) [low, high] = [low - (Math.abs(low) * 0.1 || (spec.zero ? 0 : 1)), high + (Math.abs(high) * 0.1 || 1)];
+  if (high - low < 1e-12) {
+    low -= spec.zero ? 0 : Math.abs(low) * 0.1 || 1;
+    high += Math.abs(high) * 0.1 || 1;
+  }
   const margin = 0.05 * (high - low);
   return [spec.zero && low === 0 ? 0 : low - margin, high + margin];
 }
 
-const hover = { step: null, draw: new Set(), zoom: null };
-
-function tip(event, title, rows) {
-  let box = document.getElementById("tip");
-  if (!box) document.body.append((box = el("div", { id: "tip" })));
-  box.replaceChildren(el("b", {}, title), ...rows.map(([shade, name, value]) =>
-    el("div", {}, el("i", { class: "dot", colour: shade }), el("span", {}, name), el("span", { class: "value" }, value))));
-  const [width, height] = [box.offsetWidth, box.offsetHeight];
-  box.style.left = `${Math.max(4, Math.min(innerWidth - width - 8, event.clientX + (event.clientX > innerWidth / 2 ? -width - 16 : 16)))}px`;
-  box.style.top = `${Math.max(4, Math.min(innerHeight - height - 8, event.clientY - height / 2))}px`;
-}
-const noTip = () => document.getElementById("tip")?.remove();
-
-// spec: title, unit, series [{name, colour, dashed, faint, x, y, raw, low, high, dots}], lines [{y, name}], percent, log,
-// zero, stack (areas on one another, in the order of series), legend, height. Hover shows the step in every chart; dragging zooms all, a double click ends that.
-function chart(spec, limits, redraw) {
-  const card = el("div", { class: "card" }, el("h3", {}, spec.title, spec.unit ? el("span", { class: "unit" }, spec.unit) : null));
-  if (!spec.series.some((one) => one.y.some((value) => value !== null && value !== undefined))) {
-    card.append(el("div", { class: "empty" }, spec.empty || "not logged"));
-    return card;
-  }
-  const height = spec.height || 190, left = 52, right = 10, top = 8, bottom = 22;
-  const [from, to] = hover.zoom || limits, inside = (x) => x >= from && x <= to;
-  let series = spec.series;
-  if (spec.stack) {
-    let below = series[0].x.map(() => 0);
-    series = series.map((one) => {
-      const under = below;
-      below = one.y.map((value, place) => under[place] + (value || 0));
-      return { ...one, under, over: below };
-    });
-  }
-  const [low, high] = spec.stack
-    ? [0, spec.percent ? 1 : 1.05 * Math.max(...series.at(-1).over.filter((_, place) => inside(series[0].x[place])), 1e-9)] : rangeOf(spec, inside);
-  const holder = el("div");
-  card.append(holder);
-  card.draw = () => {
-    const width = Math.max(220, card.clientWidth - 28), clip = `clip-${chart.count = (chart.count || 0) + 1}`;
-    const px = (x) => left + ((x - from) / Math.max(to - from, 1e-9)) * (width - left - right);
-    const py = (value) => {
-      const at = spec.log ? (value > 0 ? Math.log10(value) : low - 1) : value;
-      return height - bottom - ((at - low) / (high - low)) * (height - top - bottom);
-    };
-    const path = (xs, ys) => {
-      let text = "", open = false;
-      xs.forEach((x, place) => {
-        const value = ys[place];
-        if (value === null || value === undefined) { open = false; return; }
-        text += `${open ? "L" : "M"}${px(x).toFixed(1)} ${py(value).toFixed(1)}`;
-        open = true;
-      });
-      return text;
-    };
-    const area = (xs, under, over) => {
-      const points = xs.map((x, place) => [x, under[place], over[place]]).filter(([, a, b]) => a !== null && b !== null && a !== undefined);
-      return points.length < 2 ? "" : "M" + points.map(([x, , b]) => `${px(x).toFixed(1)} ${py(b).toFixed(1)}`).join("L")
-        + "L" + points.reverse().map(([x, a]) => `${px(x).toFixed(1)} ${py(a).toFixed(1)}`).join("L") + "Z";
-    };
-    const axes = svg("g"), marks = svg("g", { "clip-path": `url(#${clip})` });
-    for (const value of spec.log ? logTicks(low, high) : ticks(low, high, 4)) {
-      const y = height - bottom - ((value - low) / (high - low)) * (height - top - bottom);
-      axes.append(svg("line", { class: "grid-line", x1: left, x2: width - right, y1: y, y2: y }),
-        svg("text", { x: left - 7, y: y + 4, "text-anchor": "end" }, spec.percent ? `${Math.round(1000 * value) / 10} %` : format(spec.log ? 10 ** value : value)));
-    }
-    for (const value of ticks(from, to, width > 500 ? 8 : 6).filter(Number.isInteger))
-      axes.append(svg("text", { x: px(value), y: height - 6, "text-anchor": "middle" }, String(value)));
-    for (const line of spec.lines || [])
-      marks.append(svg("line", { x1: left, x2: width - right, y1: py(line.y), y2: py(line.y), stroke: "var(--soft)", "stroke-dasharray": "2 4" }),
-        svg("text", { x: width - right - 3, y: py(line.y) - 4, "text-anchor": "end" }, line.name));
-    for (const one of series) {
-      if (spec.stack) {
-        marks.append(svg("path", { d: area(one.x, one.under, one.over), fill: one.colour, opacity: 0.82 }));
-        continue;
-      }
-      if (one.low) marks.append(svg("path", { d: area(one.x, one.low, one.high), fill: one.colour, opacity: 0.14 }));
-      if (one.raw) marks.append(svg("path", { d: path(one.x, one.raw), fill: "none", stroke: one.colour, opacity: 0.22, "stroke-width": 1 }));
-      marks.append(svg("path", { d: path(one.x, one.y), fill: "none", stroke: one.colour, opacity: one.faint ? 0.4 : 1, "stroke-linejoin": "round",
-        "stroke-width": one.faint ? 1.1 : 2, "stroke-dasharray": one.dashed ? "6 4" : null }));
-      if (one.dots) one.x.forEach((x, place) => one.y[place] === null || marks.append(svg("circle", { cx: px(x), cy: py(one.y[place]), r: 3, fill: one.colour })));
-    }
-    const cross = svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" }), band = svg("rect", { class: "zoom", y: top, height: height - top - bottom, visibility: "hidden" });
-    const node = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.title },
-      svg("clipPath", { id: clip }, svg("rect", { x: left - 4, y: top - 4, width: width - left - right + 8, height: height - top - bottom + 8 })), axes, marks, band, cross);
-    const stepAt = (event) => from + ((event.clientX - node.getBoundingClientRect().left) * (width / node.clientWidth || 1) - left) / (width - left - right) * (to - from);
-    let start = null;
-    node.addEventListener("pointermove", (event) => {
-      hover.step = Math.max(from, Math.min(to, stepAt(event)));
-      hover.draw.forEach((draw) => draw());
-      if (start !== null) {
-        const [a, b] = [Math.min(start, hover.step), Math.max(start, hover.step)];
-        band.setAttribute("x", px(a)); band.setAttribute("width", px(b) - px(a)); band.setAttribute("visibility", "visible");
-      }
-      const rows = [], steps = [];
-      for (const one of series) {
-        let nearest = -1;
-        one.x.forEach((x, place) => { if (one.y[place] !== null && one.y[place] !== undefined && (nearest < 0 || Math.abs(x - hover.step) < Math.abs(one.x[nearest] - hover.step))) nearest = place; });
-        if (nearest < 0) continue;
-        steps.push(one.x[nearest]);
-        const shown = format(one.y[nearest], spec.percent);
-        const about = one.low && one.low[nearest] !== null ? ` (${format(one.low[nearest], spec.percent)} to ${format(one.high[nearest], spec.percent)})` : "";
-        rows.push([one.colour, one.name, shown + about + (one.about ? ` ${one.about[nearest]}` : "")]);
-      }
-      const most = Math.max(...steps), least = Math.min(...steps);
-      tip(event, `step ${most === least ? most : `${format(least)} to ${format(most)}`}`, rows);
-    });
-    node.addEventListener("pointerdown", (event) => { start = stepAt(event); node.setPointerCapture(event.pointerId); });
-    node.addEventListener("pointerup", () => {
-      const width = Math.abs(hover.step - start);
-      if (width > 0.02 * (to - from)) { hover.zoom = [Math.min(start, hover.step), Math.max(start, hover.step)]; noTip(); redraw(); }
-      start = null;
-    });
-    node.addEventListener("dblclick", () => { hover.zoom = null; noTip(); redraw(); });
-    node.addEventListener("pointerleave", () => { hover.step = null; hover.draw.forEach((draw) => draw()); noTip(); });
-    hover.draw.add(() => {
-      cross.setAttribute("visibility", hover.step === null ? "hidden" : "visible");
-      if (hover.step !== null) { cross.setAttribute("x1", px(hover.step)); cross.setAttribute("x2", px(hover.step)); }
-    });
-    holder.replaceChildren(node);
+// Where steps and values are in a picture of a size.
+function frameOf(width, height, [from, to], [low, high], log = false) {
+  const left = 52, right = width - 10, top = 8, bottom = height - 22;
+  const px = (x) => left + ((x - from) / Math.max(to - from, 1e-9)) * (right - left);
+  const at = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
+  const py = (value) => at(!log ? value : value > 0 ? Math.log10(value) : low - 1);
+  const point = (x, y) => `${px(x).toFixed(1)} ${py(y).toFixed(1)}`;
+  const line = (xs, ys) => {
+    let text = "";
+    xs.forEach((x, n) => { if (isNumber(ys[n])) text += (n && isNumber(ys[n - 1]) ? "L" : "M") + point(x, ys[n]); });
+    return text;
   };
-  if (spec.legend) card.append(el("div", { class: "legend" }, series.map((one) =>
-    el("span", {}, el("i", { class: `key ${spec.stack ? "area" : ""} ${one.dashed ? "dashed" : ""}`, colour: one.colour }), one.name))));
+  const area = (xs, under, over) => {
+    const kept = xs.map((_, n) => n).filter((n) => isNumber(under[n]) && isNumber(over[n]));
+    if (kept.length < 2) return "";
+    const back = [...kept].reverse().map((n) => point(xs[n], under[n]));
+    return `M${kept.map((n) => point(xs[n], over[n])).join("L")}L${back.join("L")}Z`;
+  };
+  return { width, height, from, to, low, high, left, right, top, bottom, px, py, at, line, area };
+}
+
+function yAxis(frame, values, text) {
+  return values.flatMap((value) => [
+    svg("line", { class: "grid-line", x1: frame.left, x2: frame.right, y1: frame.at(value), y2: frame.at(value) }),
+    svg("text", { x: frame.left - 7, y: frame.at(value) + 4, "text-anchor": "end" }, text(value)),
+  ]);
+}
+const percents = (value) => `${Number((100 * value).toPrecision(3))} %`;
+
+function axes(frame, spec) {
+  const values = spec.log ? powersOfTen(frame.low, frame.high) : ticks(frame.low, frame.high, 4);
+  const steps = ticks(frame.from, frame.to, frame.width > 500 ? 8 : 6).filter(Number.isInteger);
+  return svg("g", {},
+    yAxis(frame, values, (value) => spec.percent ? percents(value) : format(spec.log ? 10 ** value : value)),
+    steps.map((step) => svg("text", { x: frame.px(step), y: frame.height - 6, "text-anchor": "middle" }, `${step}`)));
+}
+
+function marksOf(frame, one) {
+  if (one.under) return [svg("path", { d: frame.area(one.x, one.under, one.over), fill: one.colour, opacity: 0.82 })];
+  const stroke = { fill: "none", stroke: one.colour, "stroke-linejoin": "round" };
+  const dots = one.dots ? one.x.map((x, n) => !isNumber(one.y[n]) ? null
+    : svg("circle", { cx: frame.px(x), cy: frame.py(one.y[n]), r: 3, fill: one.colour })) : [];
+  return [
+    one.low ? svg("path", { d: frame.area(one.x, one.low, one.high), fill: one.colour, opacity: 0.14 }) : null,
+    one.raw ? svg("path", { d: frame.line(one.x, one.raw), ...stroke, opacity: 0.22 }) : null,
+    svg("path", { d: frame.line(one.x, one.y), ...stroke, opacity: one.faint ? 0.4 : 1,
+      "stroke-width": one.faint ? 1.1 : 2, "stroke-dasharray": one.dashed ? "6 4" : null }),
+    ...dots,
+  ];
+}
+
+function referenceLine(frame, { y, name }) {
+  const place = frame.py(y);
+  return [
+    svg("line", { x1: frame.left, x2: frame.right, y1: place, y2: place, class: "reference" }),
+    svg("text", { x: frame.right - 3, y: place - 4, "text-anchor": "end" }, name),
+  ];
+}
+
+// What the series have nearest to a step: rows for `tip`, and the steps these are at.
+function valuesAt(step, series, percent, reach) {
+  const rows = [], steps = [];
+  for (const one of series) {
+    const places = one.x.map((_, n) => n).filter((n) => isNumber(one.y[n]));
+    const distance = (n) => Math.abs(one.x[n] - step);
+    if (!places.length || Math.max(one.x[0] - step, step - one.x.at(-1)) > reach) continue; // it is not there (yet)
+    const n = places.reduce((best, place) => (distance(place) < distance(best) ? place : best));
+    steps.push(one.x[n]);
+    const interval = one.low && isNumber(one.low[n])
+      ? ` (${format(one.low[n], percent)} to ${format(one.high[n], percent)})` : "";
+    rows.push([one.colour, one.name, `${format(one.y[n], percent)}${interval} ${one.about ? one.about[n] : ""}`]);
+  }
+  return [rows, steps];
+}
+
+// The pointer shows values, and its step in all charts; dragging zooms all, a double click ends that.
+function follow(picture, frame, spec, series, redraw) {
+  const { from, to, px, top, bottom } = frame, height = bottom - top;
+  const cross = svg("line", { class: "cross", y1: top, y2: bottom, visibility: "hidden" });
+  const band = svg("rect", { class: "zoom", y: top, height, visibility: "hidden" });
+  picture.append(band, cross);
+  const stepAt = (event) => {
+    const box = picture.getBoundingClientRect(), x = ((event.clientX - box.left) * frame.width) / box.width;
+    return Math.max(from, Math.min(to, from + ((x - frame.left) / (frame.right - frame.left)) * (to - from)));
+  };
+  const put = (node, values) => Object.entries(values).forEach(([name, value]) => node.setAttribute(name, value));
+  const show = (step) => {
+    hover.step = step;
+    hover.crosses.forEach((move) => move());
+  };
+  hover.crosses.add(() => hover.step === null ? put(cross, { visibility: "hidden" })
+    : put(cross, { visibility: "visible", x1: px(hover.step), x2: px(hover.step) }));
+  let start = null;
+  const zoom = (range) => {
+    hover.zoom = range;
+    noTip();
+    redraw();
+  };
+  picture.addEventListener("pointermove", (event) => {
+    show(stepAt(event));
+    if (start !== null) {
+      const [a, b] = [start, hover.step].map(px);
+      put(band, { visibility: "visible", x: Math.min(a, b), width: Math.abs(b - a) });
+    }
+    const [rows, steps] = valuesAt(hover.step, series, spec.percent, 0.03 * (to - from));
+    if (!rows.length) return noTip();
+    const least = Math.min(...steps), most = Math.max(...steps);
+    tip(event, `step ${least === most ? format(most) : `${format(least)} to ${format(most)}`}`, rows);
+  });
+  picture.addEventListener("pointerdown", (event) => {
+    start = stepAt(event);
+    picture.setPointerCapture(event.pointerId);
+  });
+  picture.addEventListener("pointerup", () => {
+    const range = [Math.min(start, hover.step), Math.max(start, hover.step)];
+    start = null;
+    if (range[1] - range[0] > 0.02 * (to - from)) zoom(range);
+  });
+  picture.addEventListener("dblclick", () => zoom(null));
+  picture.addEventListener("pointerleave", () => {
+    show(null);
+    noTip();
+  });
+}
+
+function cardOf(spec, ...content) {
+  const unit = spec.unit ? el("span", { class: "unit" }, spec.unit) : null;
+  return el("div", { class: "card" }, el("h3", {}, spec.title, unit), ...content);
+}
+const pictureOf = (width, height, name, ...content) =>
+  svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": name }, ...content);
+const widthOf = (card) => Math.max(220, card.clientWidth - 28);
+
+// Each series on the sum of those before it.
+function stacked(series) {
+  let below = series[0].x.map(() => 0);
+  return series.map((one) => {
+    const under = below;
+    below = one.y.map((value, place) => under[place] + (value || 0));
+    return { ...one, under, over: below };
+  });
+}
+
+let numCharts = 0;
+
+// spec: title, unit, height; series [{name, colour, dashed, faint, x, y, raw, low, high, dots, about}]; lines [{y,
+// name}]; percent, log, zero (is in sight), stack (series on one another), legend, empty (stands where nothing is).
+function chart(spec, limits, redraw) {
+  if (!spec.series.some((one) => one.y.some(isNumber)))
+    return cardOf(spec, el("div", { class: "empty" }, spec.empty || "not logged"));
+  const [from, to] = hover.zoom || limits, inside = (x) => x >= from && x <= to;
+  const series = spec.stack ? stacked(spec.series) : spec.series;
+  const highest = () => Math.max(...series.at(-1).over.filter((_, place) => inside(series[0].x[place])), 1e-9);
+  const range = !spec.stack ? rangeOf(spec, inside) : [0, spec.percent ? 1 : 1.05 * highest()];
+  const kind = (one) => (spec.stack ? "area" : one.dashed ? "dashed" : "");
+  const key = (one) => el("i", { class: `key ${kind(one)}`, colour: one.colour });
+  const holder = el("div"), id = `clip-${numCharts++}`;
+  const card = cardOf(spec, holder,
+    spec.legend ? el("div", { class: "legend" }, series.map((one) => el("span", {}, key(one), one.name))) : null);
+  card.draw = () => {
+    const frame = frameOf(widthOf(card), spec.height || 190, [from, to], range, spec.log);
+    const { left, right, top, bottom } = frame;
+    const clip = svg("rect", { x: left - 4, y: top - 4, width: right - left + 8, height: bottom - top + 8 });
+    const picture = pictureOf(frame.width, frame.height, spec.title, svg("clipPath", { id }, clip), axes(frame, spec),
+      svg("g", { "clip-path": `url(#${id})` }, (spec.lines || []).flatMap((line) => referenceLine(frame, line)),
+        series.flatMap((one) => marksOf(frame, one))));
+    follow(picture, frame, spec, series, redraw);
+    holder.replaceChildren(picture);
+  };
   return card;
 }
 
-// Bars with whiskers: spec.groups [{name, colour, bars [{label, value, low, high, about}]}].
+// Bars with intervals; spec: title, unit, category; groups [{name, colour, bars}], bars [{label, value, low, high,
+// about, colour}].
 function bars(spec) {
-  const card = el("div", { class: "card" }, el("h3", {}, spec.title, spec.unit ? el("span", { class: "unit" }, spec.unit) : null));
-  const labels = [...new Set(spec.groups.flatMap((group) => group.bars.map((bar) => bar.label)))].sort((a, b) => a - b);
-  const holder = el("div");
-  card.append(holder);
+  const all = spec.groups.flatMap((group) => group.bars);
+  const labels = [...new Set(all.map((bar) => bar.label))].sort((a, b) => a - b);
+  const high = Math.min(1, 1.1 * Math.max(...all.map((bar) => bar.high), 0.01));
+  const holder = el("div"), card = cardOf(spec, holder);
   card.draw = () => {
-    const width = Math.max(220, card.clientWidth - 28), height = 190, left = 52, bottom = 34, top = 8;
-    const high = Math.min(1, 1.1 * Math.max(...spec.groups.flatMap((group) => group.bars.map((bar) => bar.high)), 0.01));
-    const py = (value) => height - bottom - (value / high) * (height - top - bottom);
-    const node = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.title });
-    for (const value of ticks(0, high, 4)) node.append(svg("line", { class: "grid-line", x1: left, x2: width, y1: py(value), y2: py(value) }),
-      svg("text", { x: left - 7, y: py(value) + 4, "text-anchor": "end" }, `${Math.round(1000 * value) / 10} %`));
-    const room = (width - left) / labels.length, thick = Math.min(46, (room * 0.72) / spec.groups.length);
-    labels.forEach((label, place) => {
-      const middle = left + room * (place + 0.5);
-      node.append(svg("text", { x: middle, y: height - bottom + 15, "text-anchor": "middle" }, String(label)));
-      spec.groups.forEach((group, number) => {
-        const bar = group.bars.find((one) => one.label === label);
-        if (!bar) return;
-        const x = middle + (number - spec.groups.length / 2) * thick, centre = x + thick / 2;
-        node.append(svg("rect", { x: x + 1, width: thick - 2, y: py(bar.value), height: Math.max(0, py(0) - py(bar.value)), rx: 2, fill: bar.colour || group.colour, opacity: 0.85 }),
-          svg("path", { d: `M${centre} ${py(bar.low)}V${py(bar.high)}M${centre - 4} ${py(bar.low)}h8M${centre - 4} ${py(bar.high)}h8`, stroke: "var(--text)", "stroke-width": 1.2, fill: "none" }),
-          svg("rect", { x, width: thick, y: top, height: height - top - bottom, fill: "transparent",
-            onpointermove: (event) => tip(event, `${label} slices shown`, [[bar.colour || group.colour, group.name,
-              `${format(bar.value, true)} (${format(bar.low, true)} to ${format(bar.high, true)}) ${bar.about}`]]), onpointerleave: noTip }));
-      });
-    });
-    node.append(svg("text", { x: left + (width - left) / 2, y: height - 3, "text-anchor": "middle" }, "slices shown"));
-    holder.replaceChildren(node);
+    const frame = frameOf(widthOf(card), 178, [0, labels.length], [0, high]);
+    const room = frame.px(1) - frame.px(0), thick = Math.min(46, (0.72 * room) / spec.groups.length);
+    const picture = pictureOf(frame.width, 190, spec.title, yAxis(frame, ticks(0, high, 4), percents),
+      svg("text", { x: (frame.left + frame.right) / 2, y: 187, "text-anchor": "middle" }, spec.category));
+    labels.forEach((label, n) =>
+      picture.append(svg("text", { x: frame.px(n + 0.5), y: frame.bottom + 14, "text-anchor": "middle" }, `${label}`)));
+    spec.groups.forEach((group, number) => group.bars.forEach((bar) => {
+      const x = frame.px(labels.indexOf(bar.label) + 0.5) + (number - spec.groups.length / 2) * thick;
+      const [y, low, top] = [bar.value, bar.low, bar.high].map(frame.py), shade = bar.colour || group.colour;
+      const value = `${format(bar.value, true)} (${format(bar.low, true)} to ${format(bar.high, true)}) ${bar.about}`;
+      const show = (event) => tip(event, `${bar.label} ${spec.category}`, [[shade, group.name, value]]);
+      const middle = x + thick / 2, whisker = `M${middle} ${low}V${top}M${middle - 4} ${low}h8M${middle - 4} ${top}h8`;
+      picture.append(
+        svg("rect", { x: x + 1, y, width: thick - 2, height: frame.bottom - y, rx: 2, fill: shade, opacity: 0.85 }),
+        svg("path", { d: whisker, stroke: "var(--text)", "stroke-width": 1.2, fill: "none" }),
+        svg("rect", { x, y: frame.top, width: thick, height: frame.bottom - frame.top, fill: "transparent",
+          onpointermove: show, onpointerleave: noTip }));
+    }));
+    holder.replaceChildren(picture);
   };
   return card;
 }
