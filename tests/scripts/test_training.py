@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from training import r3, stage, uft
 from utils.data import load_problems, problems_of_step
 from utils.manifest import damage, files_in
 from utils.prompts import encode
-from utils.run import processes
+from utils.run import logger, processes
 from utils.run.launcher import stat
 from utils.run.logger import depends_on_machine
 
@@ -141,6 +142,8 @@ def test_training_lines_have_every_field_of_the_contract(uft_run):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert set(line) >= TRAINING_FIELDS
+        told = {re.sub(r"slices_\d+$", "slices_N", name) for name in line}
+        assert told <= {"step", *logger.TRAINING_FIELDS, *logger.MORE_FIELDS}  # every name is explained
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
         assert line["lr"] == 1e-3 and line["grad_norm"] > 0 and line["entropy"] > 0 and line["tokens_per_second"] > 0
         assert line["state_grad_norm/response"] > 0 and (line["state_grad_norm/hint"] > 0) == (line["hint_tokens"] > 0)
