@@ -8,6 +8,7 @@ import pytest
 from utils.report import page_data as module
 from utils.report.page_data import accuracy_by_slices, curves, health_notes, page_data, phases
 from utils.report.runs import wilson_interval
+from utils.run.doctor import diagnoses
 
 
 def write(folder, metrics, samples=(), **files):
@@ -93,21 +94,17 @@ def test_phases_and_their_tokens(share_prefix, trained):
         ("update", 3.0, "tokens forward and backward", trained)]
 
 
-def test_health_notes_say_once_what_differs_in_numbers_only():
-    flat = {"flat_groups": 0.95, "accuracy": 0.97, "format": 1.0, "truncated": 0.0}
-    lines = [{"step": step, **flat, "flat_groups": flat_groups, "skipped_updates": skipped}
-             for step, flat_groups, skipped in ((1, 0.95, 0), (2, 0.99, 2), (3, 0.5, 0))] + [{"step": 4, "loss": 1.0}]
-    equal, skipped = health_notes(lines)
-    assert equal["text"].startswith("99% of the groups have equal rewards")
-    assert (equal["first"], equal["last"], equal["count"]) == (1, 2, 2)
-    assert skipped["text"].startswith("2 updates were skipped") and skipped["first"] == 2
+def test_health_notes_are_the_doctors_and_say_once_what_differs_in_numbers_only():
+    flat = {"loss": 0.1, "flat_groups": 0.95, "accuracy": 0.97, "format": 1.0, "truncated": 0.0}
+    lines = [{"step": step, **flat, "skipped_updates": 2 * (step in (3, 7))} for step in range(1, 400)]
+    lines[6]["skipped_updates"] = 5
+    [skipped] = [note for note in health_notes(lines) if "updates were skipped" in note["text"]]
+    assert skipped["text"].startswith("5 updates")
+    assert (skipped["first"], skipped["last"], skipped["count"]) == (3, 7, 2)
+    [doctors] = [note for note in health_notes(lines) if note != skipped]
+    said = diagnoses(lines)
+    assert doctors["text"] == said[-1][1] and (doctors["first"], doctors["count"]) == (said[0][0], len(said)) and said
 
-
-def test_health_takes_one_line_or_several(monkeypatch):
-    line = {"step": 1, "flat_groups": 1.0, "accuracy": 0.0, "format": 0.0, "truncated": 0.0}
-    for said, texts in ((None, []), ("one", ["one"]), (["one", "two"], ["one", "two"])):
-        monkeypatch.setattr(module, "diagnose", lambda _line, said=said: said)
-        assert [note["text"] for note in health_notes([line])] == texts
 
 
 def test_the_newest_samples_are_shown_and_long_texts_are_cut(tmp_path, monkeypatch):

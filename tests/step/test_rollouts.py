@@ -9,7 +9,7 @@ import torch
 from rewards.answer import CORRECT, NO_ANSWER, WRONG_RESULT
 from tests.helpers.models import make_problem
 from utils.metrics import StateGradients
-from utils.rollouts import group_texts, rollout_metrics
+from utils.rollouts import Verdict, group_texts, rollout_metrics
 from utils.types import Prompt, Rollout
 
 SECONDS = {"seconds/rollout": 2.0}
@@ -23,7 +23,7 @@ def group(number, hint_slices, share, num_tokens=3):
 def test_groups_hints_and_accuracy_by_slices():
     groups = [group(0, 0, 0.0), group(1, 2, 0.5), group(2, 2, 0.25), group(3, 0, 0.0)]
     scores = [[WRONG_RESULT, NO_ANSWER], [CORRECT, CORRECT], [CORRECT, WRONG_RESULT], [CORRECT, NO_ANSWER]]
-    line = rollout_metrics(groups, scores, SECONDS)
+    line = rollout_metrics(groups, [[Verdict(*score) for score in group] for group in scores], SECONDS)
     expected = {
         "groups_all_right": 0.25, "groups_all_wrong": 0.25, "flat_groups": 0.25, "accuracy": 0.5,
         "hint_share": 0.1875, "hint_slices": 1.0, "prompt_tokens": 5.5,

@@ -19,7 +19,7 @@ from utils.report.runs import (
     read_metrics,
     wilson_interval,
 )
-from utils.run.logger import diagnose
+from utils.run.doctor import diagnoses
 from utils.run.output_dir import plain, read_jsonl
 
 MOST_POINTS = 2_000  # of a curve; longer runs are shown as means of so many spans of steps
@@ -158,27 +158,21 @@ def phases(training: list[dict], flags: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def health_notes(training: list[dict]) -> list[dict[str, Any]]:
-    """The place where a run's health is told: what `diagnose` says of each line, and what went wrong but did not stop
-    it. A text that differs in its numbers only is told once, as it was last, with its first and last step."""
-    notes: dict[str, dict[str, Any]] = {}
+    """What the doctor says, and what went wrong but did not stop the run. A text that differs in its numbers only is
+    told once, as it was last, with its first and last step."""
+    told = list(diagnoses(training))
     for line in training:
-        texts = list(said_of(line))
         if line.get("skipped_updates"):
-            texts.append(f"{line['skipped_updates']:g} updates were skipped: a loss or gradient was not finite")
+            told.append((line["step"], f"{line['skipped_updates']:g} updates were skipped: a loss or gradient was not"
+                         " finite"))
         if line.get("verifier_timeouts"):
-            texts.append(f"{line['verifier_timeouts']:g} responses had a verifier that ran out of time or failed")
-        for text in texts:
-            note = notes.setdefault(re.sub(r"[\d.]+", "#", text), {"first": line["step"], "count": 0})
-            note |= {"last": line["step"], "count": note["count"] + 1, "text": text}
+            told.append((line["step"], f"{line['verifier_timeouts']:g} responses had a verifier that ran out of time or"
+                         " failed"))
+    notes: dict[str, dict[str, Any]] = {}
+    for step, text in sorted(told):
+        note = notes.setdefault(re.sub(r"[\d.]+", "#", text), {"first": step, "count": 0})
+        note |= {"last": step, "count": note["count"] + 1, "text": text}
     return list(notes.values())
-
-
-def said_of(line: dict) -> list[str]:
-    """What `diagnose` says of a training line."""
-    if not {"flat_groups", "accuracy", "format", "truncated"} <= {name for name in line if line[name] is not None}:
-        return []
-    said = diagnose(line)
-    return [said] if isinstance(said, str) else list(said or ())
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
