@@ -30,6 +30,7 @@ from utils.run import distributed, stopping, watchdog
 from utils.run.errors import RunStopped
 from utils.types import MicroBatch
 
+LONGEST_WINDOW = {"cpu": 1_024, "cuda": 8_192}  # tokens; what leaves a longer one is not tried
 BASE = "base.sha256"  # in a checkpoint's state: the digest of what adapters stand beside
 
 
@@ -63,7 +64,8 @@ class Scorer:
     """A policy that scores micro-batches; `ds_engine` is the DeepSpeed engine (or plain module) that runs it.
 
     What it computes is compared once with the model's own forward pass, and with log-probabilities whose attention is
-    exact. Attention goes by the first layout of `kinds_of_layouts` that is about as near to these as attention under a
+    exact, of a few tokens; where the model has a window of at most LONGEST_WINDOW tokens, of some that leave it.
+    Attention goes by the first layout of `kinds_of_layouts` that is about as near to these as attention under a
     mask, else under a mask.
 
     Raises:
@@ -75,11 +77,13 @@ class Scorer:
         self.ds_engine = ds_engine
         self.temperature = temperature
         self.layout_of = Masked.of
-        micro_batch = self._trial(ROWS_OF_ALL_KINDS)
+        window = policy.model.config.get_text_config().to_dict().get("sliding_window") or 0
+        leaving = ((window - 3, 6, 4),) if 4 < window <= LONGEST_WINDOW[policy.head.weight.device.type] else ()
+        micro_batch = self._trial(ROWS_OF_ALL_KINDS + leaving)
         exact = self.logprobs(micro_batch, partial(Masked.of, is_exact=True))
         noise = self._difference(self.logprobs(micro_batch), exact)
         limit = tolerance(policy.model.dtype, noise)
-        difference = self._difference_from_model()
+        difference = self._difference_from_model(tuple(lengths[:2] for lengths in leaving) or ONE_ROW)
         if not difference <= limit:  # so NaN is too much
             raise RunStopped(
                 f"training computes other log-probabilities than the model {policy.model.name_or_path} itself: they "
@@ -105,9 +109,9 @@ class Scorer:
     def device(self) -> torch.device:
         return self.ds_engine.device
 
-    def _difference_from_model(self) -> float:
+    def _difference_from_model(self, lengths: Sequence[tuple[int, ...]]) -> float:
         """From the model's own log-probabilities, of one row that is not packed."""
-        micro_batch = self._trial(ONE_ROW)
+        micro_batch = self._trial(lengths)
         expected = own_logprobs(self.model, micro_batch.input_ids, micro_batch.predictors, micro_batch.targets,
                                 self.temperature)
         return self._difference(self.logprobs(micro_batch), expected)

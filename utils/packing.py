@@ -167,7 +167,8 @@ def trial(vocab_size: int, device: torch.device, lengths: Sequence[tuple[int, ..
         prompt = Prompt(problem, list(itertools.islice(ids, prompt_length)), [], 0)
         responses = [list(itertools.islice(ids, length)) for length in response_lengths or (0,)]
         groups.append([Rollout(prompt, response, [0.0] * len(response), "length") for response in responses])
-    [micro_batch] = pack(groups, [[0.0] * len(group) for group in groups], 45, device)
+    most = len(groups) * max(map(sum, lengths))
+    [micro_batch] = pack(groups, [[0.0] * len(group) for group in groups], most, device)
     return micro_batch
 
 

@@ -1,6 +1,7 @@
 """The forward pass: chunks change nothing, temperature divides the logits, entropies are in nats."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    MistralForCausalLM,
     PhiForCausalLM,
     Qwen2ForCausalLM,
     modeling_utils,
@@ -168,6 +170,16 @@ def test_a_model_whose_logits_are_not_ours_stops_the_run(monkeypatch):
     model = tiny_model(GraniteForCausalLM, logits_scaling=8.0)
     scorer(model)
     monkeypatch.setattr(Logits, "of", lambda config: Logits())
+    with pytest.raises(RunStopped, match="other log-probabilities than the model .* differ by"):
+        scorer(model)
+
+
+def test_a_window_that_training_forgets_stops_the_run(monkeypatch):
+    """The rows that are tried leave it."""
+    model = tiny_model(MistralForCausalLM, sliding_window=20)
+    scorer(model)
+    monkeypatch.setattr(Masked, "mix", lambda self, module, query, key, value, scores, mix=Masked.mix:
+                        mix(self, module, query, key, value, replace(scores, window=None)))
     with pytest.raises(RunStopped, match="other log-probabilities than the model .* differ by"):
         scorer(model)
 
