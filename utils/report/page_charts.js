@@ -27,7 +27,8 @@ function rangeOf(spec, inside) {
     });
   }
   raw.sort((a, b) => a - b);
-  if (raw.length) values.push(raw[Math.floor(0.01 * (raw.length - 1))], raw[Math.ceil(0.99 * (raw.length - 1))]);
+  const rare = spec.log ? 0.05 : 0.02, at = (share) => raw[Math.round(share * (raw.length - 1))];
+  if (raw.length) values.push(at(rare), at(1 - rare));
   const usable = spec.log ? values.filter((value) => value > 0).map(Math.log10) : values;
   if (!usable.length) return [0, 1];
   let low = Math.min(...usable), high = Math.max(...usable);

@@ -138,7 +138,7 @@ function ramp(slices, most) {
 function accuracyBySlices(run) {
   const most = run.slices.at(-1).slices;
   return draw({
-    title: "Accuracy by number of slices shown", unit: several() ? run.name : "of spans of steps; 95 % interval",
+    title: "Accuracy by number of slices shown", unit: several() ? run.name : "95 % interval",
     percent: true, zero: true, legend: true,
     series: run.slices.map(({ slices, spans }) => ({
       name: `${slices}`, colour: ramp(slices, most), dots: true, x: spans.map((span) => (span.from + span.to) / 2),
@@ -164,7 +164,7 @@ function gradients() {
   const both = [...series("state_grad_norm/hint", { label: "hint tokens", dashed: true, isThere }),
     ...series("state_grad_norm/response", { label: "response tokens" })];
   const shaded = (one) => (several() ? one : { ...one, colour: one.dashed ? "var(--series-4)" : "var(--series-0)" });
-  return draw({ title: "Gradient norm at hint and at response tokens", unit: "log scale", log: true, legend: true,
+  return draw({ title: "Gradient norm at hint and at response tokens", unit: "log", log: true, legend: true,
     series: both.map(shaded) });
 }
 
@@ -178,7 +178,7 @@ function hints() {
   return section("Hints", about, grid(
     single("hint_share", "Share of the solution shown", "of its characters", { percent: true, zero: true }),
     single("hint_slices", "Slices shown", "per problem", { zero: true }),
-    single("sft_loss", "Negative log-likelihood of the hint", "sft_loss, nats per token",
+    single("sft_loss", "Negative log-likelihood of the hint", "nats per token",
       { isThere: (run, place) => run.curves.sft_loss[place] !== 0, zero: true }),
     counted.map(accuracyBySlices), counted.length ? accuracyOfWholeRuns(counted) : null,
     any("state_grad_norm/response") ? gradients() : null));
