@@ -9,7 +9,7 @@ CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
 run="${RUN:-runs/quickstart}"
 started=$SECONDS
-steps=220
+steps="${STEPS:-220}"
 
 echo "[quickstart] 1. puzzles: seconds. 2. a tiny base model from random weights, which learns the format and some arithmetic: 1.5 min."
 echo "[quickstart] 3. UFT, $steps steps: 4 min on two CPU cores. Watch the accuracy of the evaluations: about 28 % at step 0, then more."
