@@ -21,7 +21,7 @@ from utils.actor import Actor
 from utils.adapters import save_adapters
 from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, write_manifest
 from utils.run import distributed, watchdog
-from utils.run.errors import require
+from utils.run.errors import RunStopped, require
 from utils.run.output_dir import plain, writing
 from utils.run.trackers import TENSORBOARD
 
@@ -29,10 +29,10 @@ RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", 
 MODEL, ADAPTER = "hf", "adapter"  # folders of a checkpoint
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
-    "output_dir", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch", "timeout_minutes",
-    "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates", "probe_memory", "tracker",
-    "verbosity", "profile_steps",
-    "test_data", "prompt_column", "solution_column", "answer_column", "verifier",
+    "output_dir", "node_local_output", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch",
+    "timeout_minutes", "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates", "probe_memory",
+    "tracker", "verbosity", "profile_steps", "test_data", "prompt_column", "solution_column", "answer_column",
+    "verifier",
 }
 
 # ----- which run -----
@@ -82,7 +82,7 @@ def find(
     name = f"step_{resume_step}" if resume_step else latest.read_text().strip()
     step = int(name.removeprefix("step_"))
     require(step <= total_steps, "--total_steps", total_steps, f"the checkpoint to resume is at step {step}")
-    problem = damage(folder / name, with_hashes=distributed.is_main())
+    problem = damage(folder / name, with_hashes=distributed.is_keeper())
     require(problem is None, "--resume", folder / name, f"{problem}{offer(folder, besides=name)}")
     before = json.loads((folder / name / "manifest.json").read_text())["run"]
     for what, old, new in (("processes", before["processes"], run["processes"]),
@@ -121,14 +121,14 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
         start_partial(partial)
         actor.save(partial / "state")
         write_manifest(partial, step, run)
-        if distributed.is_main():
+        if distributed.is_keeper():
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             write_latest(folder, step)
         distributed.barrier()
     add_model(output_dir, step, actor, tokenizer)
     with writing(final):
-        for old in superfluous(folder, step, keep_last, keep_every) if distributed.is_main() else []:
+        for old in superfluous(folder, step, keep_last, keep_every) if distributed.is_keeper() else []:
             gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
             shutil.rmtree(gone)
     distributed.barrier()
@@ -136,7 +136,7 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
 
 def start_partial(partial: Path) -> None:
     """An empty folder for what is being written; what killed runs have left of theirs goes. All ranks call together."""
-    if distributed.is_main():
+    if distributed.is_keeper():
         for abandoned in partial.parent.glob(".step_*.partial"):
             shutil.rmtree(abandoned)
         partial.mkdir(parents=True)
@@ -144,8 +144,8 @@ def start_partial(partial: Path) -> None:
 
 
 def add_model(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """`hf/`, and `adapter/` where there are some, in checkpoint `step`, whose state is there, and is the actor's.
-    All ranks call together."""
+    """`hf/`, and `adapter/` where there are some, in checkpoint `step` of the first process, whose state is there, and
+    is the actor's. All ranks call together."""
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
     with writing(final / MODEL, remove=partial):
@@ -155,6 +155,7 @@ def add_model(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTok
             for part in (ADAPTER, MODEL):  # the model last: it says that all is there
                 if (partial / part).is_dir():
                     add_to_manifest(final, partial / part)
+        if distributed.is_keeper():
             partial.rmdir()
         distributed.barrier()
 
@@ -201,16 +202,22 @@ def load(output_dir: str, step: int, actor: Actor) -> None:
     """Restore checkpoint `step` into `actor`; `find` has seen that it is whole."""
     watchdog.phase("loading a checkpoint")
     folder = Path(output_dir) / "checkpoints"
+    steps = sorted(set(distributed.gather([step])))
+    if len(steps) > 1:  # killed between two machines' renaming
+        raise RunStopped(f"{folder}: the latest checkpoints of the machines are of steps {steps}; give --resume_step "
+                         f"{steps[0]}")
     actor.load(folder / f"step_{step}" / "state")
     if distributed.is_main():
         print(f"resumed from {folder / f'step_{step}'}: weights, optimiser states and step", flush=True)
+    if distributed.is_keeper():
         write_latest(folder, step)
         discard_later(Path(output_dir), step)
 
 
 def complete(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add the model to checkpoint `step`, just loaded, where its run had no time left to write it."""
-    if not has_part(Path(output_dir) / "checkpoints" / f"step_{step}", MODEL):
+    folder = Path(output_dir) / "checkpoints" / f"step_{step}"
+    if distributed.maximum(float(distributed.is_main() and not has_part(folder, MODEL))):
         add_model(output_dir, step, actor, tokenizer)
 
 
@@ -235,7 +242,7 @@ def discard_later(output_dir: Path, step: int) -> None:
 
 def clear(output_dir: str) -> None:
     """Remove what an earlier run left in `output_dir` (its known files only)."""
-    if distributed.is_main():
+    if distributed.is_keeper():
         for name in RUN_FILES:
             (Path(output_dir) / name).unlink(missing_ok=True)
         for pattern in ("args.resumed_at_*.json", "environment.resumed_at_*.json", "bad_batch_step_*.safetensors"):

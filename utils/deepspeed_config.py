@@ -2,6 +2,8 @@
 
 import torch
 
+from utils.run import distributed
+
 GATHER_BUCKET = 2**28  # weights gathered at once: 512 MiB in bfloat16
 
 
@@ -28,5 +30,6 @@ def deepspeed_config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, 
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": is_bfloat16, "check_grad_overflow": True, "immediate_grad_update": True},
         "data_types": sums,
+        "checkpoint": {"use_node_local_storage": distributed.is_node_local()},
         "steps_per_print": 2**31,
     }

@@ -12,7 +12,7 @@ from typing import Any
 from utils.run import distributed, watchdog
 
 NAME = "manifest.json"
-OF_RANK = re.compile(r"_pp_rank_(\d+)_")  # in the names of DeepSpeed's files; those without are the first rank's
+OF_RANK = re.compile(r"_pp_rank_(\d+)_")  # in the names of DeepSpeed's files; those without are of a folder's first
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -22,7 +22,8 @@ def files_in(folder: Path) -> list[Path]:
 def own_files(folder: Path) -> list[Path]:
     """Those that this rank has written. Those of another machine may not be seen here yet."""
     ranks = {path: OF_RANK.search(path.name) for path in files_in(folder)}
-    return [path for path, found in ranks.items() if (int(found[1]) if found else 0) == distributed.rank()]
+    first = distributed.keeper()
+    return [path for path, found in ranks.items() if (int(found[1]) if found else first) == distributed.rank()]
 
 
 def hash_of(path: Path) -> str:
@@ -32,15 +33,16 @@ def hash_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
-    """Force the files in `folder` to the disk, and write their manifest. All ranks call together, each sees to its own.
-    """
+    """Force the files in `folder` to the disk, and write their manifest, one for each folder where machines have one
+    each. All ranks call together, each sees to its own."""
     mine = {}
     for path in own_files(folder):
         mine[str(path.relative_to(folder))] = [path.stat().st_size, hash_of(path)]
         force_to_disk(path)
-    of_ranks = distributed.gather([mine])
-    if distributed.is_main():
-        files = dict(sorted((name, facts) for part in of_ranks for name, facts in part.items()))
+    of_ranks = distributed.gather([(distributed.keeper(), mine)])
+    if distributed.is_keeper():
+        here = [part for keeper, part in of_ranks if keeper == distributed.rank()]
+        files = dict(sorted((name, facts) for part in here for name, facts in part.items()))
         (folder / NAME).write_text(as_text({"step": step, "run": run, "files": files}))
         for path in (folder / NAME, *(path for path in folder.rglob("*") if path.is_dir()), folder):
             force_to_disk(path)

@@ -23,6 +23,7 @@ from tests.helpers.launching import (
     training_lines,
     wait_for,
 )
+from utils.manifest import damage
 from utils.run import distributed, processes
 from utils.run.errors import BadInput
 from utils.run.launcher import stat
@@ -32,6 +33,7 @@ SRUN = """#!/usr/bin/env bash
 echo "$PPID" >"$RECORD.shell"
 while [[ "$1" == --* ]]; do shift; done
 for node in 0 1; do
+    [[ -z "${APART:-}" || $node == 0 ]] || export OUTPUT_DIR=$OUTPUT_DIR.other
     SLURM_NODEID=$node "$@" &
     tasks+=($!)
 done
@@ -59,7 +61,7 @@ def slurm(tmp_path):
     }
 
     def start(flags: dict, **settings) -> subprocess.CompletedProcess:
-        return run(["bash", SCRIPT, *to_words(flags)], **settings, **variables)
+        return run(["bash", SCRIPT, *to_words(flags)], **(variables | settings))
 
     return start
 
@@ -109,6 +111,22 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     assert list(map(without_times, training_lines(folder))) == list(map(without_times, training_lines(here)))
     assert evaluation_lines(folder) == evaluation_lines(here)
     assert len(training_lines(here)) == 6
+
+    apart, other = tmp_path / "apart", tmp_path / "apart.other"
+    own = {"OUTPUT_DIR": str(apart), "APART": "yes"}
+    flags |= {"node_local_output": True}
+    folder = apart
+    succeed(slurm(flags, fault=near_the_limit, **own))
+    name = (apart / "checkpoints" / "latest").read_text().strip()
+    for one in (apart, other):
+        assert (one / "checkpoints" / "latest").read_text().strip() == name
+        assert damage(one / "checkpoints" / name, with_hashes=True) is None
+    states = [{path.name for path in (one / "checkpoints" / name / "state").rglob("*.pt")} for one in (apart, other)]
+    assert len(states[0]) == len(states[1]) == 2 and not states[0] & states[1]
+    assert "resumed from " in succeed(slurm(flags, **own)).stdout
+    assert list(map(without_times, training_lines(apart))) == list(map(without_times, training_lines(here)))
+    assert [(one / "metrics.jsonl").exists() for one in (apart, other)] == [True, False]
+    assert [(one / "checkpoints" / "step_6" / "hf").exists() for one in (apart, other)] == [True, False]
 
 
 def without_times(line: dict) -> dict:

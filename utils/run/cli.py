@@ -39,7 +39,8 @@ def run_script(main: Callable, args_class: type, computes: bool = True) -> None:
     except BadInput as error:
         watchdog.stop()
         is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-        if is_first_here if isinstance(error, BadMachine) else distributed.is_main():  # each machine tells of itself
+        of_a_machine = isinstance(error, BadMachine) or distributed.is_node_local()
+        if is_first_here if of_a_machine else distributed.is_main():  # each machine tells of itself
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunStopped as error:

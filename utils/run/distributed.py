@@ -20,6 +20,28 @@ def is_main() -> bool:
     return rank() == 0
 
 
+_is_node_local = False
+
+
+def set_node_local(is_node_local: bool) -> None:
+    """Whether every machine has an output folder of its own; else all processes share one."""
+    global _is_node_local
+    _is_node_local = is_node_local
+
+
+def is_node_local() -> bool:
+    return _is_node_local
+
+
+def keeper() -> int:
+    """The first of the processes that have this one's output folder: it makes, renames and removes what they share."""
+    return rank() - int(os.environ.get("LOCAL_RANK", "0")) if _is_node_local else 0
+
+
+def is_keeper() -> bool:
+    return rank() == keeper()
+
+
 def share(items: list) -> list:
     """This rank's items: every world_size-th, so that any prefix of the list is spread evenly."""
     return items[rank()::world_size()]

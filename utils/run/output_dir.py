@@ -41,8 +41,8 @@ _locks: list[TextIO] = []  # held until the process ends, however it ends
 
 
 def lock_output_dir(output_dir: str) -> None:
-    """Make the folder and take it for this run, in the first process. Raises BadInput where another run has it."""
-    if not distributed.is_main():
+    """Make the folder and take it for this run, in its first process. Raises BadInput where another run has it."""
+    if not distributed.is_keeper():
         return
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)

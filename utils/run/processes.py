@@ -45,7 +45,7 @@ def start(output_dir: str, timeout_minutes: float) -> torch.device:
 def _check_shared(output_dir: str) -> None:
     """Raises BadInput on all ranks where one does not see the lock of the first: what each of them would write of a
     checkpoint, nobody could resume. Not on one machine."""
-    if os.environ.get("CROSS_SIZE", "1") == "1":
+    if os.environ.get("CROSS_SIZE", "1") == "1" or distributed.is_node_local():
         return
     folder, mine = Path(output_dir), [platform.node(), ""]
     with contextlib.suppress(OSError):
@@ -56,7 +56,8 @@ def _check_shared(output_dir: str) -> None:
     apart = sorted({host for host, text in seen if not text or text != expected})
     hosts = sorted({host for host, _ in seen})
     require(not apart, "--output_dir", output_dir, f"must lie on a disk that all machines share ({', '.join(hosts)}), "
-            f"and on {', '.join(apart)} it is another folder than on that of the first process")
+            f"and on {', '.join(apart)} it is another folder than on that of the first process; or give "
+            "--node_local_output")
 
 
 def join(timeout_minutes: float = 30) -> torch.device:

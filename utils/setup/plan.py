@@ -36,6 +36,7 @@ class Flags(OwnFlags, LoraFlags, Protocol):
     model: str
     data: str
     output_dir: str
+    node_local_output: bool
     total_steps: int
     eval_every: int
     eval_problems: int
@@ -206,6 +207,7 @@ def make_plan(
     """
     check_ranges(flags)
     profiled_steps(flags.profile_steps, flags.total_steps)
+    distributed.set_node_local(flags.node_local_output)
     weight_bytes(flags.dtype)  # raises where a GPU has no such type
     inputs = load_inputs(
         model=flags.model, data=flags.data, splits=("train", "test"), max_prompt_length=flags.max_prompt_length,
