@@ -3,6 +3,7 @@ a run that is stopped before its time limit, loses a node, goes on, and gives th
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -71,26 +72,25 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     slurm, tmp_path, base_model, countdown_data
 ):
     flags = {
-        "model": base_model, "data": countdown_data, "total_steps": 6, "eval_every": 3, "eval_problems": 8,
+        "model": base_model, "data": countdown_data, "total_steps": 8, "eval_every": 3, "eval_problems": 8,
         "save_every": 2, "prompts_per_step": 8, "mini_batch_prompts": 4, "group_size": 4, "max_prompt_length": 64,
         "max_response_length": 32, "max_tokens_per_micro_batch": 400, "lr": 1e-3, "dtype": "float32", "hint_steps": 3,
     }
     folder, record = tmp_path / "run", tmp_path / "record"
 
-    def near_the_limit() -> None:
-        wait_for(folder / "metrics.jsonl", '"step": 1, "reward"')
+    def near_the_limit(step: int) -> None:
+        wait_for(folder / "metrics.jsonl", f'"step": {step}, "reward"')
         os.kill(int((tmp_path / "record.shell").read_text()), signal.SIGUSR1)
 
-    stopped = succeed(slurm(flags, fault=near_the_limit))
+    stopped = succeed(slurm(flags, fault=lambda: near_the_limit(1)))
     assert "saved; go on with --resume" in stopped.stdout and survivors(stopped) == []
     assert record.read_text().splitlines()[-1].startswith("requeue ")
-    assert (folder / "checkpoints" / "latest").is_file()
 
     killed_at = 0.0
 
     def a_node_dies() -> None:
         nonlocal killed_at
-        wait_for(folder / ".heartbeat" / "rank_1", '"phase": "rollout"')
+        wait_for(folder / "metrics.jsonl", '"step": 3, "reward"')
         rank = json.loads((folder / ".heartbeat" / "rank_1").read_text())["process"]
         launcher = int(stat(Path("/proc", str(rank)))[1])
         killed_at = time.monotonic()
@@ -100,33 +100,33 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     record.write_text("")
     killed = slurm(flags, fault=a_node_dies)
     assert time.monotonic() - killed_at < 60 and killed.returncode != 0 and survivors(killed) == []
+    assert "resumed from " in killed.stdout
     assert "stopped: rank 1 (process " in killed.stderr and "was killed" in killed.stderr
     assert "requeue" not in record.read_text()
 
-    whole = succeed(slurm(flags))
-    assert "resumed from " in whole.stdout and "requeue" not in record.read_text()
-    here = tmp_path / "one_machine"
-    words = {"sft_coef": 0.001, "kl_coef": 0.001, "hint_slices_max": 5, "zero_stage": 3, "output_dir": here}
-    succeed(launch("training/uft.py", flags | words, 2, OMP_NUM_THREADS="1"))
-    assert list(map(without_times, training_lines(folder))) == list(map(without_times, training_lines(here)))
-    assert evaluation_lines(folder) == evaluation_lines(here)
-    assert len(training_lines(here)) == 6
-
-    apart, other = tmp_path / "apart", tmp_path / "apart.other"
-    own = {"OUTPUT_DIR": str(apart), "APART": "yes"}
+    # From here on each node has a folder of its own, at first with all that both had.
+    other = tmp_path / "run.other"
+    shutil.copytree(folder, other)
+    (other / "metrics.jsonl").unlink()
     flags |= {"node_local_output": True}
-    folder = apart
-    succeed(slurm(flags, fault=near_the_limit, **own))
-    name = (apart / "checkpoints" / "latest").read_text().strip()
-    for one in (apart, other):
+    succeed(slurm(flags, APART="yes", fault=lambda: near_the_limit(5)))
+    name = (folder / "checkpoints" / "latest").read_text().strip()
+    for one in (folder, other):
         assert (one / "checkpoints" / "latest").read_text().strip() == name
         assert damage(one / "checkpoints" / name, with_hashes=True) is None
-    states = [{path.name for path in (one / "checkpoints" / name / "state").rglob("*.pt")} for one in (apart, other)]
+    states = [{path.name for path in (one / "checkpoints" / name / "state").rglob("*.pt")} for one in (folder, other)]
     assert len(states[0]) == len(states[1]) == 2 and not states[0] & states[1]
-    assert "resumed from " in succeed(slurm(flags, **own)).stdout
-    assert list(map(without_times, training_lines(apart))) == list(map(without_times, training_lines(here)))
-    assert [(one / "metrics.jsonl").exists() for one in (apart, other)] == [True, False]
-    assert [(one / "checkpoints" / "step_6" / "hf").exists() for one in (apart, other)] == [True, False]
+    record.write_text("")
+    assert f"resumed from {folder}/checkpoints/{name}:" in succeed(slurm(flags, APART="yes")).stdout
+    assert "requeue" not in record.read_text() and not (other / "metrics.jsonl").exists()
+    assert [(one / "checkpoints" / "step_8" / "hf").exists() for one in (folder, other)] == [True, False]
+
+    here = tmp_path / "one_machine"
+    own = {"zero_stage": 3, "output_dir": here, "node_local_output": False}  # the rest is the script's default
+    succeed(launch("training/uft.py", flags | own, 2, OMP_NUM_THREADS="1"))
+    assert list(map(without_times, training_lines(folder))) == list(map(without_times, training_lines(here)))
+    assert evaluation_lines(folder) == evaluation_lines(here)
+    assert len(training_lines(here)) == 8
 
 
 def without_times(line: dict) -> dict:
