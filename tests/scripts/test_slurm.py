@@ -108,8 +108,8 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     other = tmp_path / "run.other"
     shutil.copytree(folder, other)
     (other / "metrics.jsonl").unlink()
-    flags |= {"node_local_output": True}
-    succeed(slurm(flags, APART="yes", fault=lambda: near_the_limit(5)))
+    apart = flags | {"node_local_output": True}
+    succeed(slurm(apart, APART="yes", fault=lambda: near_the_limit(5)))
     name = (folder / "checkpoints" / "latest").read_text().strip()
     for one in (folder, other):
         assert (one / "checkpoints" / "latest").read_text().strip() == name
@@ -117,12 +117,12 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     states = [{path.name for path in (one / "checkpoints" / name / "state").rglob("*.pt")} for one in (folder, other)]
     assert len(states[0]) == len(states[1]) == 2 and not states[0] & states[1]
     record.write_text("")
-    assert f"resumed from {folder}/checkpoints/{name}:" in succeed(slurm(flags, APART="yes")).stdout
+    assert f"resumed from {folder}/checkpoints/{name}:" in succeed(slurm(apart, APART="yes")).stdout
     assert "requeue" not in record.read_text() and not (other / "metrics.jsonl").exists()
     assert [(one / "checkpoints" / "step_8" / "hf").exists() for one in (folder, other)] == [True, False]
 
     here = tmp_path / "one_machine"
-    own = {"zero_stage": 3, "output_dir": here, "node_local_output": False}  # the rest is the script's default
+    own = {"zero_stage": 3, "output_dir": here}  # the rest is the script's default
     succeed(launch("training/uft.py", flags | own, 2, OMP_NUM_THREADS="1"))
     assert list(map(without_times, training_lines(folder))) == list(map(without_times, training_lines(here)))
     assert evaluation_lines(folder) == evaluation_lines(here)
