@@ -241,7 +241,7 @@ class Actor(Scorer):
         collective."""
         self.ds_engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False,
                                        exclude_frozen_parameters=self.has_adapters)
-        if self.has_adapters and distributed.is_main():
+        if self.has_adapters and distributed.is_keeper():
             (folder / BASE).write_text(self.base_digest)
 
     def load(self, folder: Path) -> None:
