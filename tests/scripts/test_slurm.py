@@ -72,14 +72,20 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     slurm, tmp_path, base_model, countdown_data
 ):
     flags = {
-        "model": base_model, "data": countdown_data, "total_steps": 8, "eval_every": 3, "eval_problems": 8,
+        "model": base_model, "data": countdown_data, "total_steps": 24, "eval_every": 6, "eval_problems": 8,
         "save_every": 2, "prompts_per_step": 8, "mini_batch_prompts": 4, "group_size": 4, "max_prompt_length": 64,
         "max_response_length": 32, "max_tokens_per_micro_batch": 400, "lr": 1e-3, "dtype": "float32", "hint_steps": 3,
     }
     folder, record = tmp_path / "run", tmp_path / "record"
 
-    def near_the_limit(step: int) -> None:
-        wait_for(folder / "metrics.jsonl", f'"step": {step}, "reward"')
+    def wait_for_steps(count: int) -> None:
+        """That many after the one that is resumed."""
+        latest = folder / "checkpoints" / "latest"
+        start = int(latest.read_text().strip().removeprefix("step_")) if latest.exists() else 0
+        wait_for(folder / "metrics.jsonl", f'"step": {start + count}, "reward"')
+
+    def near_the_limit(count: int) -> None:
+        wait_for_steps(count)
         os.kill(int((tmp_path / "record.shell").read_text()), signal.SIGUSR1)
 
     stopped = succeed(slurm(flags, fault=lambda: near_the_limit(1)))
@@ -90,7 +96,7 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
 
     def a_node_dies() -> None:
         nonlocal killed_at
-        wait_for(folder / "metrics.jsonl", '"step": 3, "reward"')
+        wait_for_steps(2)
         rank = json.loads((folder / ".heartbeat" / "rank_1").read_text())["process"]
         launcher = int(stat(Path("/proc", str(rank)))[1])
         killed_at = time.monotonic()
@@ -109,7 +115,7 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     shutil.copytree(folder, other)
     (other / "metrics.jsonl").unlink()
     apart = flags | {"node_local_output": True}
-    succeed(slurm(apart, APART="yes", fault=lambda: near_the_limit(5)))
+    succeed(slurm(apart, APART="yes", fault=lambda: near_the_limit(4)))  # 2 or 3 are written down already
     name = (folder / "checkpoints" / "latest").read_text().strip()
     for one in (folder, other):
         assert (one / "checkpoints" / "latest").read_text().strip() == name
@@ -119,14 +125,14 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     record.write_text("")
     assert f"resumed from {folder}/checkpoints/{name}:" in succeed(slurm(apart, APART="yes")).stdout
     assert "requeue" not in record.read_text() and not (other / "metrics.jsonl").exists()
-    assert [(one / "checkpoints" / "step_8" / "hf").exists() for one in (folder, other)] == [True, False]
+    assert [(one / "checkpoints" / "step_24" / "hf").exists() for one in (folder, other)] == [True, False]
 
     here = tmp_path / "one_machine"
     own = {"zero_stage": 3, "output_dir": here}  # the rest is the script's default
     succeed(launch("training/uft.py", flags | own, 2, OMP_NUM_THREADS="1"))
     assert list(map(without_times, training_lines(folder))) == list(map(without_times, training_lines(here)))
     assert evaluation_lines(folder) == evaluation_lines(here)
-    assert len(training_lines(here)) == 8
+    assert len(training_lines(here)) == 24
 
 
 def without_times(line: dict) -> dict:
