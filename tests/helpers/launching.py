@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utils import ROOT
 from utils.report.runs import read_metrics
+from utils.run.logger import depends_on_machine
 
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 IN_TURN = "tests/workers/in_turn.py"
@@ -149,3 +150,8 @@ def training_lines(output_dir: Path) -> list[dict]:
 
 def evaluation_lines(output_dir: Path) -> list[dict]:
     return [line for line in read_metrics(output_dir) if "eval/accuracy" in line]
+
+
+def without_times(line: dict) -> dict:
+    """A line of metrics.jsonl without what depends on the machine: the same on every run."""
+    return {name: value for name, value in line.items() if not depends_on_machine(name)}

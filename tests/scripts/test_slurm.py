@@ -23,6 +23,7 @@ from tests.helpers.launching import (
     to_words,
     training_lines,
     wait_for,
+    without_times,
 )
 from utils.manifest import damage
 from utils.run import distributed, processes
@@ -133,11 +134,6 @@ def test_two_nodes_are_stopped_lose_one_go_on_and_give_the_numbers_of_one_machin
     assert list(map(without_times, training_lines(folder))) == list(map(without_times, training_lines(here)))
     assert evaluation_lines(folder) == evaluation_lines(here)
     assert len(training_lines(here)) == 24
-
-
-def without_times(line: dict) -> dict:
-    return {name: value for name, value in line.items()
-            if not name.startswith("seconds/") and name != "tokens_per_second"}
 
 
 def test_machines_with_an_output_folder_each_are_told_so(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from tests.helpers.launching import (
     survivors,
     training_lines,
     wait_for,
+    without_times,
 )
 from tests.helpers.models import own_loss
 from training import r3, stage, uft
@@ -36,7 +37,6 @@ from utils.manifest import damage, files_in
 from utils.prompts import encode
 from utils.run import logger, processes
 from utils.run.launcher import stat
-from utils.run.logger import depends_on_machine
 
 pytestmark = pytest.mark.slow
 
@@ -128,10 +128,6 @@ def exact_alone(tmp_path_factory, uft_flags, exact_base_model):
 def eval_flags(run, output_dir, data):
     return {"model": run / "checkpoints" / "step_4" / "hf", "data": data, "eval_problems": 20,
             "output_dir": output_dir, "max_prompt_length": 64, "max_response_length": RESPONSE_LENGTH}
-
-
-def without_times(line):
-    return {name: value for name, value in line.items() if not depends_on_machine(name)}
 
 
 # ----- what a run writes -----
