@@ -81,7 +81,10 @@ class Args:
     temperature: Positive[float] = 1.0  # of sampling, and of the log-probabilities in the losses
 
     # loss
-    clip_eps: Positive[float] = 0.2  # PPO clips the probability ratio to 1 - eps .. 1 + eps
+    clip_eps: Positive[float] = 0.2  # PPO clips the probability ratio to 1 - eps .. 1 + eps; 1e9 is no clip
+    clip_eps_high: NotNegative[float] = 0.0  # the upper bound's own eps; 0 is clip_eps
+    advantage_std: bool = True  # advantages are divided by the standard deviation of the group's rewards
+    constant_normaliser: bool = False  # pg_loss is divided by the most tokens there could be, not by those there are
     kl_coef: NotNegative[float] = 0.001  # weight of kl_loss; 0 loads no reference
     entropy_coef: NotNegative[float] = 0.001  # weight of the entropy bonus
     sft_coef: NotNegative[float] = 0.001  # weight of sft_loss
@@ -136,8 +139,9 @@ def main(args: Args) -> None:
     # Whatever can be wrong without a model is found here; --check prints the plan and stops.
     longest = LongestGroup(args.max_prompt_length, args.group_size, args.max_response_length, args.share_prefix)
     plan = make_plan(args, longest, temperature=args.temperature, has_reference=args.kl_coef > 0, needs=("hint",))
-    require(args.max_engine_ratio >= 1 + args.clip_eps, "--max_engine_ratio", args.max_engine_ratio,
-            f"must be at least 1 + --clip_eps = {1 + args.clip_eps:g}: a token with a larger ratio has no gradient")
+    largest = 1 + (args.clip_eps_high or args.clip_eps)
+    require(args.old_logprobs == "actor" or args.max_engine_ratio >= largest, "--max_engine_ratio",
+            args.max_engine_ratio, f"must be at least the clip's {largest:g}: a token beyond it has no gradient")
     require(args.hint_steps > args.hint_slices_max, "--hint_steps", args.hint_steps,
             f"must exceed --hint_slices_max {args.hint_slices_max}: each stage has at least one step")
     if args.check:
@@ -193,7 +197,7 @@ def main(args: Args) -> None:
         watch.begin("reward")
         scores = score_rollouts(groups, plan.tokenizer)
         rewards = torch.tensor([[score.reward for score in group] for group in scores])  # (P, G)
-        advantages = group_advantages(rewards)
+        advantages = group_advantages(rewards, args.advantage_std)
 
         # 4. batch
         watch.begin("logprobs")
@@ -212,14 +216,16 @@ def main(args: Args) -> None:
         losses = LossSums()
         for mini_batch in mini_batches:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
+            num_pg_tokens = plan.most_tokens if args.constant_normaliser else num_response_tokens
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
             for number, micro_batch in enumerate(mini_batch, start=1):
                 logprobs, entropies = actor(micro_batch)  # (N,), (N,)
                 old_logprobs = logprobs.detach() if micro_batch.old_logprobs is None else micro_batch.old_logprobs
                 ref_logprobs = logprobs.detach() if reference is None else micro_batch.ref_logprobs
-                surrogate = clipped_surrogate(logprobs, old_logprobs, micro_batch.advantages, args.clip_eps, max_ratio)
+                surrogate = clipped_surrogate(logprobs, old_logprobs, micro_batch.advantages, args.clip_eps, max_ratio,
+                                              args.clip_eps_high)
                 divergence = k3_divergence(logprobs, ref_logprobs)
-                pg_loss = masked_mean(surrogate, micro_batch.response_mask, num_response_tokens)
+                pg_loss = masked_mean(surrogate, micro_batch.response_mask, num_pg_tokens)
                 kl_loss = masked_mean(divergence, micro_batch.response_mask, num_response_tokens)
                 entropy = masked_mean(entropies, micro_batch.response_mask, num_response_tokens)
                 sft_loss = masked_mean(-logprobs, micro_batch.hint_mask, num_hint_tokens)

@@ -101,6 +101,7 @@ def engine_mismatch(
     few: list[Rollout] = []
     longest = 0
     for first, *_ in groups:
+        assert not first.demonstration, "no engine has sampled it"
         longest = max(longest, sum(map(len, (first.prompt.prompt_ids, first.prompt.hint_ids, first.response_ids))))
         if few and (longest * (len(few) + 1) > max_tokens
                     or sum(len(rollout.response_ids) for rollout in few) >= GUARD_TOKENS):

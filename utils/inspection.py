@@ -13,6 +13,7 @@ def describe_group(micro_batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) 
     coloured, with the losses they enter."""
     predictors, targets = micro_batch.predictors.tolist(), micro_batch.targets.tolist()
     hint_mask, advantages = micro_batch.hint_mask.tolist(), micro_batch.advantages.tolist()
+    is_demonstration = micro_batch.demonstration_mask.tolist()
     num_hint = 0
     while num_hint < len(targets) and hint_mask[num_hint] and predictors[num_hint] == predictors[0] + num_hint:
         num_hint += 1
@@ -29,8 +30,10 @@ def describe_group(micro_batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) 
         while first + length < len(targets) and predictors[first + length] == column + length - 1:
             length += 1
         text = _tokens(targets[first : first + length], tokenizer)
-        lines.append(paint(f"response ({length} tokens, pg_loss with advantage {advantages[first]:+.3f}, kl_loss, "
-                           f"entropy): {text}", GREEN))
+        kind = f"response ({length} tokens, pg_loss with advantage {advantages[first]:+.3f}, kl_loss, entropy)"
+        if is_demonstration[first]:
+            kind = f"demonstration ({length} tokens, not sampled, advantage {advantages[first]:+.3f})"
+        lines.append(paint(f"{kind}: {text}", YELLOW if is_demonstration[first] else GREEN))
         first, column = first + length, column + length
     return "\n".join(lines)
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
-    """GRPO advantages, (P, G) -> (P, G): (reward - group mean) / (group standard deviation + 1e-6).
+def group_advantages(rewards: Tensor, with_std: bool = True) -> Tensor:
+    """GRPO advantages, (P, G) -> (P, G): (reward - group mean) / (group standard deviation + 1e-6); without the
+    division where `with_std` is off (Dr. GRPO, arXiv 2503.20783).
 
     The standard deviation is the unbiased one (divisor G - 1), as in the authors' code. A flat group gets exact zeros.
     Source: DeepSeekMath (arXiv 2402.03300), section 4.1.
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    advantages = centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
+    advantages = centred / (rewards.std(dim=1, keepdim=True) + 1e-6) if with_std else centred
     return torch.where(flat_groups(rewards)[:, None], 0.0, advantages)
 
 
@@ -35,9 +36,11 @@ def masked_mean(values: Tensor, mask: Tensor, num_tokens: float) -> Tensor:
 
 
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float, max_ratio: float = math.inf
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float, max_ratio: float = math.inf,
+    clip_eps_high: float = 0.0,
 ) -> Tensor:
-    """PPO's clipped surrogate as a loss per token, (N,): -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A).
+    """PPO's clipped surrogate as a loss per token, (N,): -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A). The upper
+    bound has an eps of its own where `clip_eps_high` is not 0 (DAPO, arXiv 2503.14476).
 
     The ratio is an importance weight, truncated at `max_ratio`: a token that the sampler thought far less likely than
     the policy does counts for no more, and beyond the cap teaches nothing.
@@ -45,7 +48,7 @@ def clipped_surrogate(
     Source: PPO (arXiv 1707.06347), equation 7; truncation as in IMPALA (arXiv 1802.01561), section 4.1, per token.
     """
     ratio = torch.exp(logprobs - old_logprobs).clamp(max=max_ratio)
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + (clip_eps_high or clip_eps)) * advantages)
 
 
 def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -56,3 +59,22 @@ def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     d = (ref_logprobs - logprobs).clamp(-10, 10)
     return torch.exp(d) - d - 1
+
+
+def saturating(logprobs: Tensor, half: float) -> Tensor:
+    """p / (p + half) of the probabilities p, (N,): 0 at p = 0, 1 / 2 at p = half. Its derivative by log p is largest
+    there, 1 / 4: neither what the policy knows nor what it finds impossible pulls hard.
+
+    Source: arXiv 2504.14945, section 3.3.
+    """
+    probabilities = logprobs.exp()
+    return probabilities / (probabilities + half)
+
+
+def uncertainty(logprobs: Tensor) -> Tensor:
+    """Weights p (1 - p) of tokens with the probabilities p, (N,), without a gradient: largest at p = 1 / 2.
+
+    Source: arXiv 2508.11408.
+    """
+    probabilities = logprobs.detach().exp()
+    return probabilities * (1 - probabilities)

@@ -55,18 +55,19 @@ class LossSums:
 
 
 class StateGradients:
-    """How hard the loss pulls at hint tokens, and at response tokens: the norm of its gradient with respect to the
+    """How hard the loss pulls at hint, response and demonstration tokens: the norm of its gradient with respect to the
     states that enter the LM head to predict them, one state for each scored token.
 
-    A loss of hint tokens and one of response tokens have no such state in common, so the gradient that the backward
-    pass computes anyway holds both, side by side. States are activations: no ZeRO stage cuts them, and how the work is
+    Losses of different kinds of tokens have no such state in common, so the gradient that the backward pass computes
+    anyway holds them side by side. States are activations: no ZeRO stage cuts them, and how the work is
     divided over micro-batches and ranks changes nothing.
     """
 
     def __init__(self, head: nn.Module) -> None:
         self.micro_batch: MicroBatch | None = None  # the one in its forward pass
         self.num_updates = 0
-        self.squares = self.pending = dict.fromkeys(("hint", "response"), 0.0)  # of updates that happened; of this one
+        # Of updates that happened, and of this one.
+        self.squares = self.pending = dict.fromkeys(("hint", "response", "demonstration"), 0.0)
         head.register_forward_pre_hook(self._watch)
 
     def _watch(self, _head: nn.Module, given: tuple[Any, ...]) -> None:
@@ -77,7 +78,8 @@ class StateGradients:
     def _add(self, micro_batch: MicroBatch, grad: Tensor) -> None:
         dtype = torch.promote_types(grad.dtype, torch.float)
         squares = torch.linalg.vector_norm(grad, dim=1, dtype=dtype).square()  # (N,)
-        masks = {"hint": micro_batch.hint_mask, "response": micro_batch.response_mask}
+        masks = {"hint": micro_batch.hint_mask, "response": micro_batch.response_mask,
+                 "demonstration": micro_batch.demonstration_mask}
         self.pending = {name: self.pending[name] + torch.where(mask, squares, 0.0).sum()
                         for name, mask in masks.items()}
 

@@ -94,13 +94,17 @@ class _Scored:
     predictors: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     is_hint: list[bool] = field(default_factory=list)
+    is_demonstration: list[bool] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
     engine_logprobs: list[float] = field(default_factory=list)
 
-    def add(self, predictors, targets, is_hint: bool, advantage: float, engine_logprobs) -> None:
+    def add(
+        self, predictors, targets, is_hint: bool, advantage: float, engine_logprobs, is_demonstration: bool = False
+    ) -> None:
         self.predictors += predictors
         self.targets += targets
         self.is_hint += [is_hint] * len(targets)
+        self.is_demonstration += [is_demonstration] * len(targets)
         self.advantages += [advantage] * len(targets)
         self.engine_logprobs += engine_logprobs
 
@@ -132,18 +136,18 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
                 branch_ids[r, start:end] = sample + 1
                 within = range(r * shape[1] + start, r * shape[1] + end - 1)
                 predictors = [last_of_prefix, *within][: end - start]  # none for an empty response
-                scored.add(predictors, rollout.response_ids, False, advantage, rollout.logprobs)
+                scored.add(predictors, rollout.response_ids, False, advantage, rollout.logprobs, rollout.demonstration)
                 start = end
             column = start
 
     def tensor(values, dtype=torch.long) -> Tensor:
         return torch.as_tensor(values, dtype=dtype).to(device)
 
-    hint_mask = tensor(scored.is_hint, torch.bool)
+    hint_mask, demonstration_mask = tensor(scored.is_hint, torch.bool), tensor(scored.is_demonstration, torch.bool)
     return MicroBatch(
         tensor(input_ids), tensor(position_ids), torch.from_numpy(segment_ids), torch.from_numpy(branch_ids),
-        tensor(scored.predictors), tensor(scored.targets), ~hint_mask, hint_mask,
-        tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
+        tensor(scored.predictors), tensor(scored.targets), ~(hint_mask | demonstration_mask), hint_mask,
+        demonstration_mask, tensor(scored.advantages, torch.float), tensor(scored.engine_logprobs, torch.float),
     )
 
 
@@ -152,7 +156,7 @@ def filler(device: torch.device) -> MicroBatch:
     one = torch.zeros(1, dtype=torch.long, device=device)
     none = torch.zeros(1, dtype=torch.bool, device=device)
     prefix = torch.full((1, 1), PREFIX)
-    return MicroBatch(one[None], one[None], prefix, prefix, one, one, none, none, one.float(), one.float())
+    return MicroBatch(one[None], one[None], prefix, prefix, one, one, none, none, none, one.float(), one.float())
 
 
 ROWS_OF_ALL_KINDS = ((5, 3, 6, 1), (3, 2), (4,), (2, 4, 4))  # several groups, none to three responses, padding

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from utils.chat import ChatTemplate
-from utils.types import Problem, Prompt
+from utils.types import Problem, Prompt, Rollout
 
 
 def solution_slices(solution: Sequence[str], slices_max: int) -> list[str]:
@@ -82,6 +82,12 @@ class PromptBuilder:
         """The whole reference as a hint: the demonstration and `end_id` follow the prompt."""
         ids = [*encode(problem.demonstration, self.tokenizer), self.end_id]
         return Prompt(problem, self.encode(problem), ids, len(problem.solution), hint_share=1.0)
+
+    def demonstrate(self, prompt: Prompt) -> Rollout:
+        """The reference as a member of the group behind `prompt`: what `demonstration` has as a hint, not sampled."""
+        assert not prompt.hint_ids, "a demonstration would repeat what the hint shows"
+        ids = self.demonstration(prompt.problem).hint_ids
+        return Rollout(prompt, ids, [0.0] * len(ids), finish="stop", demonstration=True)
 
     def printable(self, problem: Problem) -> tuple[str, int]:
         """The prompt as the model gets it, in quotes, and its number of tokens."""

@@ -37,7 +37,7 @@ def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTok
         problem = rollout.prompt.problem
         return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
 
-    profiling.sampled(groups)
+    profiling.sampled(sampled(groups))
     items = [item(rollout) for group in groups for rollout in group]
     texts = ((completion, rollout.prompt.problem.prompt) for (_, completion, _), rollout in
              zip(items, (rollout for group in groups for rollout in group), strict=True))
@@ -49,10 +49,11 @@ def rollout_metrics(
     groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]], seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """Means over the rollouts (*hint*: over the problems, *groups*: over the groups) of all ranks, and `seconds`, the
-    times of a Stopwatch. The names are explained in utils/run/logger.py.
+    times of a Stopwatch. The names are explained in utils/run/logger.py. Demonstrations are left out of all.
 
     verifier_timeouts is a count: rollouts whose verifier ran out of time, crashed or raised.
     """
+    groups, scores = sampled(groups), sampled(groups, scores)
     rollouts = [rollout for group in groups for rollout in group]
     all_scores = [score for group in scores for score in group]
     totals = distributed.sums({
@@ -91,6 +92,12 @@ def rollout_metrics(
             | times)
 
 
+def sampled(groups: Sequence[Sequence[Rollout]], values: Sequence[Sequence[Any]] | None = None) -> list[list[Any]]:
+    """The members of the groups that are not demonstrations, or what `values` has for them."""
+    return [[value for rollout, value in zip(group, of_group, strict=True) if not rollout.demonstration]
+            for group, of_group in zip(groups, groups if values is None else values, strict=True)]
+
+
 def accuracy_by_slices(groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]]) -> dict[str, float]:
     """Of the rollouts of all ranks that were shown N slices, for each N that occurs: accuracy/slices_N, and their
     number, rollouts/slices_N."""
@@ -112,10 +119,11 @@ def accuracy_by_slices(groups: Sequence[Sequence[Rollout]], scores: Sequence[Seq
 def group_texts(
     group: Sequence[Rollout], scores: Sequence[Verdict], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, str | float]]:
-    """The rollouts of a group for people: prompt, hint and response as texts, the verdict, and what came of it."""
+    """The rollouts of a group for people: prompt, hint and response as texts, the verdict, and what came of it. Not a
+    demonstration."""
     prompt = group[0].prompt
     given = {"prompt": decode(prompt.prompt_ids, tokenizer), "hint": decode(prompt.hint_ids, tokenizer)}
     return [given | {"response": decode(rollout.response_ids, tokenizer), "reward": judged.reward,
                      "reason": judged.reason, "index": prompt.problem.index, "sample": sample,
                      "truncated": rollout.finish == "length", "hint_slices": prompt.hint_slices}
-            for sample, (rollout, judged) in enumerate(zip(group, scores, strict=True))]
+            for sample, (rollout, judged) in enumerate(zip(group, scores, strict=True)) if not rollout.demonstration]

@@ -51,12 +51,15 @@ class Rollout:
         response_ids: the sampled ids; where `finish` is "stop" the last one is an end-of-sequence id.
         logprobs: the engine's log-probability of each of them.
         finish: "stop" at an end-of-sequence id, "length" where the limit cut the response off.
+        demonstration: it was not sampled: the ids are those of the reference, `logprobs` zeros. Of a group's members
+            only the last may be one.
     """
 
     prompt: Prompt
     response_ids: list[int]
     logprobs: list[float]
     finish: str
+    demonstration: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class MicroBatch:
         segment_ids, branch_ids: (R, L) on the CPU: the segment of its row that a token belongs to, and PREFIX or which
             response of it.
         predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
-        response_mask, hint_mask: (N,) bool, never both.
+        response_mask, hint_mask, demonstration_mask: (N,) bool, one of them for each token. A response was sampled.
         advantages: (N,) float, 0 on hint tokens.
-        engine_logprobs: (N,) what the engine computed when it sampled, 0 on hint tokens.
+        engine_logprobs: (N,) what the engine computed when it sampled, 0 on other tokens.
         old_logprobs: (N,) under the policy at the start of the step; None where the step has a single update.
         ref_logprobs: (N,) under the reference; None without one.
     """
@@ -83,6 +86,7 @@ class MicroBatch:
     targets: Tensor
     response_mask: Tensor
     hint_mask: Tensor
+    demonstration_mask: Tensor
     advantages: Tensor
     engine_logprobs: Tensor
     old_logprobs: Tensor | None = None
@@ -100,28 +104,34 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class LongestGroup:
-    """The most tokens that a group can have in training: a prefix, and `responses` of `response` tokens each. Without
-    responses the prefix is a prompt and its demonstration."""
+    """The most tokens that a group can have in training: a prefix, `responses` of `response` tokens each, and a
+    demonstration beside them. Without responses the prefix is a prompt and its demonstration."""
 
     prefix: int
     responses: int = 0
     response: int = 0
     share_prefix: bool = True
+    demonstration: int = 0
 
     @property
     def tokens(self) -> int:
         """With the prefix once."""
-        return self.prefix + self.responses * self.response
+        return self.prefix + self.responses * self.response + self.demonstration
+
+    @property
+    def members(self) -> int:
+        """Responses, and the demonstration."""
+        return self.responses + (self.demonstration > 0)
 
     @property
     def rows(self) -> int:
-        """Rows that it is packed into: one, or one for each response."""
-        return 1 if self.share_prefix or not self.responses else self.responses
+        """Rows that it is packed into: one, or one for each member."""
+        return 1 if self.share_prefix or not self.responses else self.members
 
     @property
     def row_length(self) -> int:
         """Tokens of such a row."""
-        return self.prefix + self.responses // self.rows * self.response
+        return self.tokens if self.rows == 1 else self.prefix + max(self.response, self.demonstration)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import inspect
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from types import ModuleType, SimpleNamespace
 
@@ -135,17 +135,18 @@ group_sizes = st.lists(  # for random_groups
 
 def losses_of_script(
     script: ModuleType, micro_batch, actor: Scorer, reference: Scorer | None = None, max_ratio: float = math.inf,
-    num_response_tokens: float = 1, num_hint_tokens: float = 1, **flags: float,
+    num_response_tokens: float = 1, num_hint_tokens: float = 1, numbers: Mapping[str, float] | None = None,
+    **flags: float,
 ) -> dict[str, Tensor]:
     """What training/<script>.py itself computes for a micro-batch: its lines from the forward pass to `loss = ...` are
-    run as they stand, so that no copy of them in a test can go stale."""
+    run as they stand, so that no copy of them in a test can go stale. `numbers` are further local variables."""
     lines = inspect.getsource(script.main).splitlines()
     first = next(i for i, line in enumerate(lines) if "= actor(micro_batch)" in line)
     last = next(i for i, line in enumerate(lines) if i > first and line.strip().startswith("loss = "))
     names = vars(script) | {
         "micro_batch": micro_batch, "actor": actor, "reference": reference, "max_ratio": max_ratio,
         "num_response_tokens": num_response_tokens, "num_hint_tokens": num_hint_tokens,
-        "args": SimpleNamespace(**flags),
-    }
+        "num_pg_tokens": num_response_tokens, "args": SimpleNamespace(**{"clip_eps_high": 0.0} | flags),
+    } | (numbers or {})
     exec(textwrap.dedent("\n".join(lines[first : last + 1])), names)  # noqa: S102
     return names

@@ -49,7 +49,8 @@ def test_norms_of_states_are_root_mean_squares_of_the_updates_that_happened():
     def update(slopes, hint_mask, happened):
         states = torch.ones(len(slopes), 1, requires_grad=True)
         hint_mask = torch.tensor(hint_mask)
-        gradients.micro_batch = SimpleNamespace(hint_mask=hint_mask, response_mask=~hint_mask)
+        gradients.micro_batch = SimpleNamespace(hint_mask=hint_mask, response_mask=~hint_mask,
+                                                 demonstration_mask=torch.zeros_like(hint_mask))
         (head(states)[:, 0] * torch.tensor(slopes)).sum().backward()
         gradients.end_update(happened)
 
@@ -57,7 +58,8 @@ def test_norms_of_states_are_root_mean_squares_of_the_updates_that_happened():
     update([math.nan, 100.0], [True, False], happened=False)
     update([1.0, 2.0], [False, False], happened=True)
     assert gradients.norms() == pytest.approx({"state_grad_norm/hint": math.sqrt(25 / 2),
-                                               "state_grad_norm/response": math.sqrt((144 + 5) / 2)})
+                                               "state_grad_norm/response": math.sqrt((144 + 5) / 2),
+                                               "state_grad_norm/demonstration": 0.0})
     assert all(map(math.isnan, gradients.norms().values()))  # of no update
     with torch.no_grad():
         head(torch.ones(2, 1))  # nothing to watch

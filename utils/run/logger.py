@@ -53,10 +53,16 @@ MORE_FIELDS = {  # of the scripts that know them; N is a number
     "hint_share": "mean share of the solution's characters shown per problem, 0 to 1",
     "accuracy/slices_N": "fraction right of the responses to which N slices were shown; left out where there are none",
     "rollouts/slices_N": "number of these responses",
-    # Both: root mean square over the step's updates that were not skipped, before clipping; see metrics.StateGradients.
+    # These: root mean square over the step's updates that were not skipped, before clipping; metrics.StateGradients.
     "state_grad_norm/hint": "L2 norm of the gradient of the loss with respect to the states that enter the LM head to "
                             "predict hint tokens: of sft_coef * sft_loss alone",
     "state_grad_norm/response": "the same for response tokens: of pg_loss with the KL and entropy terms",
+    "state_grad_norm/demonstration": "the same for tokens of demonstrations beside the responses",
+    "demonstration_loss": "loss of the tokens of demonstrations beside the responses, other than their sft_loss",
+    "gated": "fraction of problems of which the demonstration alone was trained on, for lack of right responses",
+    "mu": "weight of sft_loss; that of pg_loss is 1 - mu",
+    "right_loss": "the part of pg_loss that is of right responses",
+    "wrong_loss": "the part of pg_loss that is of the others",
     "verifier_timeouts": "number of responses whose verifier ran out of time, crashed or raised",
     "logprob_mismatch_max": "the largest of the differences that logprob_mismatch is the mean of, nats",
     "engine_ratio": "mean importance weight of the response tokens against the engine (--old_logprobs engine)",

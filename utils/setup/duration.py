@@ -65,8 +65,11 @@ def work_of(run: Run) -> Work:
         return Work(run.prompts_per_step * length, run.prompts_per_step * max(length - prompt, 1),
                     run.prompts_per_step * length**2 / 2)
     prefixes, responses = run.prompts_per_step * run.rows_per_prompt, run.prompts_per_step * run.group_size
-    return Work(prefixes * prompt + responses * response, responses * response,
-                prefixes * prompt**2 / 2 + responses * (response * prompt + response**2 / 2))
+    demonstration = LENGTH * run.max_demonstration_length
+    scored = responses * response + run.prompts_per_step * demonstration
+    pairs = prefixes * prompt**2 / 2 + responses * (response * prompt + response**2 / 2)
+    return Work(prefixes * prompt + scored, scored,
+                pairs + run.prompts_per_step * (demonstration * prompt + demonstration**2 / 2))
 
 
 def generating(shape: Shape, run: Run, card: Card, prompts: int, samples: int) -> float:

@@ -60,11 +60,11 @@ def load_inputs(
     eval_problems: int, skip_long_prompts: bool, bos: bool, may_be_unreachable: bool, engine: str,
     engine_memory_fraction: float, tp_size: int = 1, sleep_level: int = 0, temperature: float = 1.0,
     needs: tuple[str, ...] = (), trackers: tuple[str, ...] = (), max_length: int = 0, chat_template: str = NONE,
-    system_prompt: str = "", think: bool = True, own_data: Own = OWN,
+    system_prompt: str = "", think: bool = True, own_data: Own = OWN, max_demonstration_length: int = 0,
 ) -> Inputs:
     """Tokenizer and problems of the named splits ("train", "test"). `eval_problems` 0 keeps all test problems; `needs`
     names what every training problem must have, "hint" or "answer". `max_length`, where given, is that of the rows of
-    training, which else are prompt and response.
+    training, which else are prompt and response, or prompt and demonstration where that has a length of its own.
 
     Raises:
         BadInput: anything that is missing, unreadable or too long.
@@ -90,6 +90,10 @@ def load_inputs(
         rows = [("--max_response_length", max_response_length, f"with --max_prompt_length {max_prompt_length} exceeds",
                  max_prompt_length + max_response_length)]
         rows += [("--max_length", max_length, "exceeds", max_length)] if max_length else []
+        if max_demonstration_length:
+            rows.append(("--max_demonstration_length", max_demonstration_length,
+                         f"with --max_prompt_length {max_prompt_length} exceeds",
+                         max_prompt_length + max_demonstration_length))
         for flag, value, exceeds, length in rows:
             require(length <= positions, flag, value, f"{exceeds} the {positions} positions of {model}")
         chat = choose_template(tokenizer, chat_template, template, system_prompt, think)
@@ -214,21 +218,24 @@ def stop_asking_a_silent_hub() -> None:
 
 
 def check_demonstration_lengths(
-    problems: list[Problem], prompts: PromptBuilder, max_length: int
+    problems: list[Problem], prompts: PromptBuilder, max_length: int, flag: str = "--max_length",
+    with_prompt: bool = True,
 ) -> tuple[list[Problem], int]:
-    """The problems whose prompt and demonstration fit into `max_length` tokens, and how many do not: a demonstration
-    is never cut, since it would lose its answer and its end.
+    """The problems whose prompt and demonstration, or with `with_prompt` off demonstration alone, fit into the
+    `max_length` tokens of `flag`, and how many do not: a demonstration is never cut, since it would lose its answer and
+    its end.
 
     Raises:
         BadInput: none fits.
     """
     parts = [prompts.tokenizer(texts, add_special_tokens=False)["input_ids"]
              for texts in ([*map(prompts.text, problems)], [p.demonstration for p in problems])]
-    added = len(prompts.start_ids) + 1  # what ends it
-    lengths = [added + len(prompt) + len(demonstration) for prompt, demonstration in zip(*parts, strict=True)]
+    start = len(prompts.start_ids)
+    lengths = [(start + len(prompt)) * with_prompt + len(demonstration) + 1  # what ends it
+               for prompt, demonstration in zip(*parts, strict=True)]
     fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_length]
     if not fitting:
-        raise BadInput(f"flag --max_length {max_length}: no demonstration is as short, the shortest has {min(lengths)}")
+        raise BadInput(f"flag {flag} {max_length}: no demonstration is as short, the shortest has {min(lengths)}")
     return fitting, len(problems) - len(fitting)
 
 

@@ -65,11 +65,15 @@ class Run(Generation):
     rows_per_prompt: int
     max_tokens_per_micro_batch: int
     test_problems: int
+    max_demonstration_length: int = 0  # of one beside the responses of a prompt; 0: there is none
     num_adapted: int = 0  # parameters of adapters, which alone learn; 0: all parameters do
 
     @property
-    def responses_per_row(self) -> int:
-        return self.group_size // self.rows_per_prompt
+    def members_of_row(self) -> list[int]:
+        """Tokens of the responses, and of the demonstration, that follow a prefix in the longest row."""
+        demonstration = [self.max_demonstration_length] if self.max_demonstration_length else []
+        members = [self.max_response_length] * self.group_size + demonstration
+        return members if self.rows_per_prompt == 1 else [max(members)]
 
     @property
     def gradient_bytes(self) -> int:
@@ -161,13 +165,12 @@ def head(shape: Shape, tokens: int, b: int, gpu_bytes: float, is_frozen: bool = 
 
 def key_copies(run: Run) -> float:
     """Keys per token that attention (utils/layouts.py) copies: for each response its own and those of its prefix."""
-    return run.responses_per_row * (run.max_prompt_length + run.max_response_length) / run.row_length
+    return sum(run.max_prompt_length + length for length in run.members_of_row) / run.row_length
 
 
 def masks(run: Run) -> float:
     """The masks of a micro-batch, a number for each pair of a response's token and one of its prefix or its own."""
-    length = run.max_response_length
-    per_row = run.responses_per_row * length * (run.max_prompt_length + length)
+    per_row = sum(length * (run.max_prompt_length + length) for length in run.members_of_row)
     return run.weight_bytes * (run.max_tokens_per_micro_batch // run.row_length) * per_row
 
 

@@ -26,6 +26,7 @@ from utils.setup.memory import evaluation_facts, memory_facts
 from utils.setup.memory_terms import Generation, Run
 from utils.setup.own_flags import OwnFlags, own_data
 from utils.setup.profile import profiled_steps, start_profile
+from utils.setup.references import judge_references
 from utils.tasks.own import own_facts
 from utils.types import LongestGroup, Problem, Sampling
 
@@ -115,6 +116,11 @@ class Plan:
         return self.flags.prompts_per_step // self.flags.mini_batch_prompts
 
     @property
+    def most_tokens(self) -> int:
+        """Of the members of a mini-batch's groups, on all processes, where all are as long as allowed."""
+        return self.flags.mini_batch_prompts * (self.longest.tokens - self.longest.prefix)
+
+    @property
     def greedy(self) -> Sampling:
         """How an evaluation samples."""
         return Sampling(1, self.flags.max_response_length, temperature=0.0)
@@ -145,9 +151,11 @@ class Plan:
         logger = Logger(self.flags.output_dir, self.flags, distributed.is_main(), self.flags.total_steps,
                         self.start if self.flags.resume else None)
         logger.evaluated = int(distributed.maximum(logger.evaluated))
-        num_long = len(self.inputs.problems) - len(self.problems)
+        num_long, (flag, length) = len(self.inputs.problems) - len(self.problems), demonstration_limit(self.longest)
         if num_long:
-            logger.print(f"{num_long} demonstrations are longer than --max_length {self.longest.prefix} and left out")
+            logger.print(f"{num_long} demonstrations are longer than {flag} {length} and left out")
+        if self.longest.demonstration:
+            logger.print(judge_references(self.problems, self.prompts, together=True))
         logger.note(self.inputs.notes)
         if self.changes:
             logger.print("resumed with --allow_changes: " + "; ".join(self.changes))
@@ -165,6 +173,13 @@ class Plan:
                                      f"{flags.prompts_per_step * group_size}",
                 "updates per step": f"{self.num_updates}, of {flags.mini_batch_prompts * group_size} rollouts each",
             }
+            if self.longest.demonstration:
+                per_step |= {
+                    "demonstrations per step": flags.prompts_per_step,
+                    "left out, demonstration too long": len(self.inputs.problems) - len(self.problems),
+                }
+                if self.prompts is not None and distributed.is_main():
+                    per_step |= {"references": judge_references(self.problems, self.prompts, together=False)}
         else:
             epochs = flags.total_steps * flags.prompts_per_step / len(self.problems)
             per_step = {
@@ -185,8 +200,8 @@ class Plan:
         shape, run = self.inputs.shape, Run(
             weight_bytes=weight_bytes(flags.dtype), gpu_bytes=gpu_bytes(), processes=distributed.world_size(),
             has_reference=self.has_reference, group_size=self.longest.responses, row_length=self.longest.row_length,
-            rows_per_prompt=self.longest.rows, test_problems=len(self.test_problems), engine=self.engine,
-            num_adapted=self.num_adapted,
+            rows_per_prompt=self.longest.rows, max_demonstration_length=self.longest.demonstration,
+            test_problems=len(self.test_problems), engine=self.engine, num_adapted=self.num_adapted,
             **{name: getattr(flags, name) for name in names},
         )
         on_gpu = replace(run, weight_bytes=resolve_dtype(flags.dtype, torch.device("cuda")).itemsize)
@@ -200,7 +215,7 @@ def make_plan(
     has_reference: bool = False,
 ) -> Plan:
     """Check all that can be wrong before a model loads. `needs` names what every training problem must have, "hint" or
-    "answer"; `temperature` is that of sampling.
+    "answer", which demonstrations beside responses need anyway; `temperature` is that of sampling.
 
     Raises:
         BadInput: the flag, its value and the rule.
@@ -214,16 +229,21 @@ def make_plan(
         max_response_length=flags.max_response_length, eval_problems=flags.eval_problems,
         skip_long_prompts=flags.skip_long_prompts, bos=flags.bos, may_be_unreachable=flags.check, engine=flags.engine,
         engine_memory_fraction=flags.engine_memory_fraction, tp_size=flags.tp_size, sleep_level=flags.sleep_level,
-        temperature=temperature, needs=tuple(needs), trackers=flags.tracker,
+        temperature=temperature, needs=(*needs, *["answer"] * (longest.demonstration > 0)), trackers=flags.tracker,
         max_length=0 if longest.responses else longest.prefix, chat_template=flags.chat_template,
         system_prompt=flags.system_prompt, think=flags.think, own_data=own_data(flags),
+        max_demonstration_length=longest.demonstration,
     )
     num_adapted = num_learning(flags.model, Lora.of(flags)) if flags.lora_rank and inputs.tokenizer is not None else 0
     problems, longest_is = inputs.problems, "--max_prompt_length + --group_size * --max_response_length"
-    if not longest.responses:
+    if longest.demonstration:
+        longest_is = (f"--max_prompt_length + {longest.responses} responses of --max_response_length + "
+                      "--max_demonstration_length")
+    elif not longest.responses:
         longest_is = "--max_length"
-        if inputs.prompts is not None:
-            problems, _ = check_demonstration_lengths(problems, inputs.prompts, longest.prefix)
+    if inputs.prompts is not None and (longest.demonstration or not longest.responses):
+        flag, length = demonstration_limit(longest)
+        problems, _ = check_demonstration_lengths(problems, inputs.prompts, length, flag, not longest.demonstration)
     check_batch(flags, longest, longest_is, len(problems))
     check_output_dir(flags.output_dir, flags.resume, flags.overwrite)
     chat = inputs.prompts and inputs.prompts.chat
@@ -233,6 +253,13 @@ def make_plan(
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
     return Plan(flags, longest, inputs, problems, has_reference, run, start, changes, num_adapted)
+
+
+def demonstration_limit(longest: LongestGroup) -> tuple[str, int]:
+    """The flag that says how long a demonstration may be, beside responses or by itself; and its value."""
+    if longest.demonstration:
+        return "--max_demonstration_length", longest.demonstration
+    return "--max_length", longest.prefix
 
 
 def check_batch(flags: Flags, longest: LongestGroup, longest_is: str, num_problems: int) -> None:
