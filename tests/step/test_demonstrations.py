@@ -25,7 +25,7 @@ from tests.helpers.models import (
     tiny_model,
     with_noise,
 )
-from training import chord, hpt, luffy, rft
+from training import chord, hpt, luffy, rft, srft
 from utils.guards import engine_mismatch
 from utils.losses import clipped_surrogate, group_advantages, masked_mean, saturating, uncertainty
 from utils.packing import pack, with_logprobs
@@ -145,6 +145,29 @@ def test_hpt_by_hand():
     close(losses["loss"].item(), 0.3 * 0.49929)
 
 
+def test_srft_by_hand():
+    """A right sample of p .5, entropy .5; a wrong one of .5, 1; a demonstration of p .5 and .1, entropies .5 and 1."""
+    [*_, advantage] = group_advantages(torch.tensor([[1.0, 0.0, 1.0]]))[0].tolist()
+    close(advantage, 0.57735)
+    micro_batch = batch(([(1.0, 1), (-1.0, 1)], [(advantage, 2)]))
+    flags = {"sft_coef": 0.5, "entropy_sign": -1, "right_coef": 0.1, "numbers": {"num_pg_tokens": 2}}
+    losses, logprobs = of_probabilities(srft, micro_batch, [0.5, 0.1], entropies=[0.5, 1.0, 0.5, 1.0], **flags)
+    close([losses[name].item() for name in ("sft_loss", "demonstration_loss", "right_loss", "wrong_loss", "loss")],
+          [0.31687, -0.38490, 0.11428 / 2, -0.69315 / 2, -0.35746])
+    losses["pg_loss"].backward(retain_graph=True)
+    close(logprobs.grad[:2], [-0.16487 / 2, 0.5])
+    for sign, weights in ((-1, [0.5, 0.40937, 0.30327, 0.18394]), (1, [0.5, 0.61070, 0.82436, 1.35914])):
+        of_demonstration = batch(([], [(0.0, 4)]))
+        losses, logprobs = of_probabilities(srft, of_demonstration, [0.5] * 4, entropies=[0, 0.2, 0.5, 1],
+                                            **(flags | {"entropy_sign": sign}))
+        losses["sft_loss"].backward()
+        close(-4 * logprobs.grad, weights)
+    losses, logprobs = of_probabilities(srft, batch(([(1.0, 4)], [])), [], entropies=[0, 0.2, 0.5, 1],
+                                        **(flags | {"numbers": {"num_pg_tokens": 1}}))
+    losses["right_loss"].backward()
+    close(-logprobs.grad, [0.1, 0.12214, 0.16487, 0.27183])
+
+
 def test_a_constant_normaliser_by_hand():
     """Rewards 1 0 0 0, lengths 10 20 30 40, at most 100 tokens."""
     for with_std, num_pg_tokens, expected in ((False, 4 * 100, 0.0375), (False, 100, 0.15), (True, 100, 0.3)):
@@ -206,12 +229,17 @@ def plain_loss(name, terms):
     if name == "chord":
         weighed = sum(-new * (new.exp() * (1 - new.exp())).detach() for new, *_ in of_demonstrations)
         return 0.7 * pg / len(of_samples) + 0.3 * weighed / len(of_demonstrations) - 0.2 * entropy
+    if name == "srft":
+        demonstration = sum(-0.5 * (-h.detach()).exp() * new - a * new.exp() / (new.exp() + 0.1)
+                            for new, _, h, a, _ in of_demonstrations)
+        samples = sum(-0.1 * h.detach().exp() * new if a > 0 else new for new, _, h, a, _ in of_samples)
+        return demonstration / len(of_demonstrations) + samples / len(of_samples) - 0.2 * entropy
     return pg / len(terms) + 0.5 * nll / len(terms) - 0.2 * entropy
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
 @pytest.mark.parametrize("slack", [0, 20, 200])
-@pytest.mark.parametrize("script", [luffy, chord, hpt], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [luffy, chord, hpt, srft], ids=lambda script: script.__name__)
 def test_loss_and_all_gradients_equal_those_of_plain_rows(script, slack, share_prefix):
     """Whatever the token budget, with shared prefixes and without."""
     groups, advantages = demonstrated_groups()
@@ -224,8 +252,8 @@ def test_loss_and_all_gradients_equal_those_of_plain_rows(script, slack, share_p
     num_response = sum(int(one.response_mask.sum()) for one in micro_batches)
     num_demonstration = sum(int(one.demonstration_mask.sum()) for one in micro_batches)
     numbers = {"num_demonstration_tokens": num_demonstration, "mu": 0.3,
-               "num_pg_tokens": num_response + (0 if name == "chord" else num_demonstration)}
-    flags = FLAGS | {"entropy_coef": 0.2, "sft_coef": 0.5, "phi": True}
+               "num_pg_tokens": num_response + (0 if name in ("chord", "srft") else num_demonstration)}
+    flags = FLAGS | {"entropy_coef": 0.2, "sft_coef": 0.5, "phi": True, "entropy_sign": -1, "right_coef": 0.1}
     actor, sampler = scorer(model), scorer(old)
     actual = sum(losses_of_script(script, with_logprobs(one, sampler, None), actor, num_response_tokens=num_response,
                                   numbers=numbers, **flags)["loss"] for one in micro_batches)
