@@ -5,8 +5,8 @@
 The last member of a group is the problem's demonstration. Its tokens have two losses: sft_loss, their negative
 log-likelihood times sft_coef * exp(-entropy), and demonstration_loss, -advantage * p / (p + shaping), advantages being
 those of the whole group. pg_loss is right_loss, of right samples, their negative log-likelihood times right_coef *
-exp(entropy), and wrong_loss, of the others, their log-likelihood: without a bound, and ten times as heavy. No weight has
-a gradient. The authors' code has exp(entropy) in sft_loss too (--entropy_sign 1).
+exp(entropy), and wrong_loss, of the others, their log-likelihood: no bound, and ten times as heavy. No weight has a
+gradient. The authors' code has exp(entropy) in sft_loss too (--entropy_sign 1).
 
 kl_loss is the k3 estimate of the divergence from the reference; entropy is the policy's. These and pg_loss are means
 over the response tokens of a mini-batch, the others over the tokens of its demonstrations.

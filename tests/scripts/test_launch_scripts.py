@@ -3,9 +3,11 @@
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from inference import hybrid_engine
 from tests.helpers import shells
 from tests.helpers.launching import ROOT
 from tests.helpers.shells import make_environment
+from training import chord, hpt, luffy, r3, rft, sft, srft, stage, uft
 from training import eval as eval_script
-from training import r3, rft, sft, stage, uft
 from utils.run import processes
 from utils.run.cli import run_script
 from utils.setup.cards import CARDS, FILLED, best, flags_of
@@ -25,7 +27,8 @@ from utils.setup.memory_terms import GIB, Generation, Run
 from utils.setup.shapes import SHAPES
 from utils.tasks import countdown
 
-SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "eval": eval_script}
+SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt,
+           "srft": srft, "eval": eval_script}
 QWEN3B = "Qwen/Qwen2.5-3B"
 
 # The authors' defaults, flag -> value.
@@ -35,6 +38,8 @@ GRPO = COMMON | {"total_steps": 500, "group_size": 4, "mini_batch_prompts": 64, 
                  "kl_coef": 0.001, "entropy_coef": 0.001, "lr": 1e-6, "beta2": 0.999}
 STAGED = {"hint_steps": 300, "hint_slices_max": 5, "sft_coef": 0.001}
 UFT = GRPO | STAGED | {"p_high": 0.95, "p_low": 0.05}
+DEMONSTRATED = GRPO | {"kl_coef": 0, "max_demonstration_length": 1024}
+WITHOUT_RATIO = {name: value for name, value in DEMONSTRATED.items() if name != "clip_eps"} | {"entropy_coef": 0}
 SFT = COMMON | {"total_steps": 200, "mini_batch_prompts": 256, "lr": 1e-5, "warmup": 0.1, "beta2": 0.95,
                 "max_length": 1024}
 EVAL = {"max_prompt_length": 1024, "max_response_length": 1024}
@@ -50,6 +55,10 @@ EXPECTED = {
     "stage_qwen3b": [("stage", 4, QWEN3B, GRPO | STAGED)],
     "r3_qwen3b": [("r3", 4, QWEN3B, GRPO | {"hint_slices_max": 5})],
     "uft_qwen3b": [("uft", 4, QWEN3B, UFT)],
+    "luffy_qwen3b": [("luffy", 4, QWEN3B, DEMONSTRATED | {"shaping": 0.1})],
+    "chord_qwen3b": [("chord", 4, QWEN3B, DEMONSTRATED | {"phi": 1, "mu_peak": 0.1, "mu_valley": 0.1})],
+    "hpt_qwen3b": [("hpt", 4, QWEN3B, DEMONSTRATED | {"gate": 0, "sft_coef": 1})],
+    "srft_qwen3b": [("srft", 4, QWEN3B, WITHOUT_RATIO | {"sft_coef": 0.5, "right_coef": 0.1, "shaping": 0.1})],
     "eval_qwen3b": [("eval", 1, QWEN3B, EVAL)],
     "uft_qwen0.5b": [("uft", 2, "Qwen/Qwen2.5-0.5B", UFT)],
     "uft_qwen0.5b_1gpu": [("uft", 1, "Qwen/Qwen2.5-0.5B", UFT | {"group_size": 2})],
@@ -146,7 +155,7 @@ def test_script_states_the_recipe_and_its_plan_is_the_recipes(bash, data, monkey
         found_processes, found_script, flags = parts(words)
         assert (found_processes, found_script) == (num_processes, script)
         assert flags.pop("check") == "" and (flags["data"], flags["model"], flags["seed"]) == ("countdown", model, "0")
-        stated = {flag: float(value) for flag, value in flags.items() if flag not in AS_THE_MACHINE_NEEDS}
+        stated = {flag: float(value or 1) for flag, value in flags.items() if flag not in AS_THE_MACHINE_NEEDS}
         assert stated == recipe
 
         words[words.index("--data") + 1] = str(data)  # smaller than the real one, which takes long to make
@@ -158,7 +167,9 @@ def test_script_states_the_recipe_and_its_plan_is_the_recipes(bash, data, monkey
         assert f"tokens per micro-batch at most {flags['max_tokens_per_micro_batch']} on each process" in plan
         assert float(plan.split("on GPUs of 80 GB these flags ")[1].split()[0]) <= FILLED * CARDS[80]
         assert all(f"on {num_processes} x {card} " in plan for card in TABLE)
-        group = recipe.get("group_size")
+        group = samples_of(script, recipe)
+        if "max_demonstration_length" in recipe:
+            assert "demonstrations per step 256 left out, demonstration too long 0" in plan
         if group:
             assert f"256 prompts x {group} responses = {256 * group} updates per step 4, of {64 * group}" in plan
         else:
@@ -175,7 +186,7 @@ def test_a_plan_made_on_a_gpu_is_for_that_gpu(bash, data, monkeypatch, capsys):
         monkeypatch.setattr(torch.cuda, name, lambda *_, given=given: given)
     monkeypatch.setattr(hybrid_engine, "find_spec", lambda _: None)
     plan = plan_of(words, monkeypatch, capsys)
-    expected = peak(SHAPES[QWEN3B], replace(run_of(parts(words)[2], 4, 80, "torch"), test_problems=16))
+    expected = peak(SHAPES[QWEN3B], replace(run_of("uft", parts(words)[2], 4, 80, "torch"), test_problems=16))
     assert f"memory per GPU about {expected / GIB:.2f} GiB" in plan and "context, NCCL, gaps 3.00 GiB" in plan
     assert "on 4 x A100-80 " in plan and "H100" not in plan and "engine torch (no vLLM here)" in plan
 
@@ -207,13 +218,19 @@ def test_evaluation_takes_several_models_and_data_sets(bash):
 # ----- how a script fills GPUs -----
 
 
-def run_of(flags: dict[str, str], num_processes: int, gigabytes: int, engine: str) -> Run:
+def samples_of(script: str, flags: Mapping[str, Any]) -> int:
+    """Responses that are sampled for a prompt."""
+    return int(flags.get("group_size", 0)) - (script == "luffy")  # of whose groups one member is the demonstration
+
+
+def run_of(script: str, flags: dict[str, str], num_processes: int, gigabytes: int, engine: str) -> Run:
     """The run of these flags on such GPUs."""
-    group_size, prompt, response = (int(flags.get(name, 0)) for name in (
-        "group_size", "max_prompt_length", "max_response_length"))
+    group_size, (prompt, response, demonstration) = samples_of(script, flags), (int(flags.get(name, 0)) for name in (
+        "max_prompt_length", "max_response_length", "max_demonstration_length"))
     return Run(
         weight_bytes=2, gpu_bytes=CARDS[gigabytes] * GIB, processes=num_processes, engine=engine, group_size=group_size,
-        row_length=prompt + group_size * response if group_size else int(flags["max_length"]), rows_per_prompt=1,
+        row_length=prompt + group_size * response + demonstration if group_size else int(flags["max_length"]),
+        rows_per_prompt=1, max_demonstration_length=demonstration,
         has_reference=float(flags.get("kl_coef", 0)) > 0, test_problems=1_024, max_prompt_length=prompt,
         max_response_length=response, offload="offload" in flags, free_replica="free_replica" in flags,
         gradient_checkpointing="gradient_checkpointing" in flags,
@@ -254,7 +271,7 @@ def test_a_script_fits_the_gpus_it_is_told_and_says_how_well(bash, name, gigabyt
                      for engine in ("torch", "vllm")]
         else:
             assert flags["engine"] == "auto"
-            runs = [run_of(flags, num_processes, gigabytes, engine) for engine in ("torch", "vllm")]
+            runs = [run_of(script, flags, num_processes, gigabytes, engine) for engine in ("torch", "vllm")]
             takes = [peak(shape, run) for run in runs]
             for run in runs:
                 assert flags_of(best(shape, run)) == flags_of(run)
@@ -305,8 +322,8 @@ def test_the_hours_of_a_script_are_those_of_the_plan(bash, name):
     for (engine, card), told in zip(HOURS, told_hours(name), strict=True):
         gigabytes, total = TABLE[card].gigabytes, 0.0
         for words, (_, _, model, _) in zip(bash(name, MEMORY=str(gigabytes))[1], EXPECTED[name], strict=True):
-            num_processes, _, flags = parts(words)
-            run = run_of(flags, num_processes, gigabytes, engine)
+            num_processes, script, flags = parts(words)
+            run = run_of(script, flags, num_processes, gigabytes, engine)
             total += hours(SHAPES[model], run, TABLE[card], int(flags["total_steps"]), 25)[1]
         assert total == pytest.approx(float(told), abs=0.051)
 
