@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausa
 from training.tiny_base import make_tokenizer
 from utils.actor import Scorer
 from utils.policy import Policy
+from utils.prompts import PromptBuilder
 from utils.types import Problem, Prompt, Rollout
 
 VOCABULARY = 31
@@ -133,20 +134,38 @@ group_sizes = st.lists(  # for random_groups
 )
 
 
+def lines_of_script(script: ModuleType, first: str, last: str) -> str:
+    """The lines of its `main` from the one with `first` to the one that starts with `last`, so that no copy of them in
+    a test can go stale."""
+    lines = inspect.getsource(script.main).splitlines()
+    begin = next(i for i, line in enumerate(lines) if first in line)
+    end = next(i for i, line in enumerate(lines) if i > begin and line.strip().startswith(last))
+    return textwrap.dedent("\n".join(lines[begin : end + 1]))
+
+
 def losses_of_script(
     script: ModuleType, micro_batch, actor: Scorer, reference: Scorer | None = None, max_ratio: float = math.inf,
     num_response_tokens: float = 1, num_hint_tokens: float = 1, numbers: Mapping[str, float] | None = None,
     **flags: float,
 ) -> dict[str, Tensor]:
     """What training/<script>.py itself computes for a micro-batch: its lines from the forward pass to `loss = ...` are
-    run as they stand, so that no copy of them in a test can go stale. `numbers` are further local variables."""
-    lines = inspect.getsource(script.main).splitlines()
-    first = next(i for i, line in enumerate(lines) if "= actor(micro_batch)" in line)
-    last = next(i for i, line in enumerate(lines) if i > first and line.strip().startswith("loss = "))
+    run as they stand. `numbers` are further local variables."""
     names = vars(script) | {
         "micro_batch": micro_batch, "actor": actor, "reference": reference, "max_ratio": max_ratio,
         "num_response_tokens": num_response_tokens, "num_hint_tokens": num_hint_tokens,
         "num_pg_tokens": num_response_tokens, "args": SimpleNamespace(**{"clip_eps_high": 0.0} | flags),
     } | (numbers or {})
-    exec(textwrap.dedent("\n".join(lines[first : last + 1])), names)  # noqa: S102
+    exec(lines_of_script(script, "= actor(micro_batch)", "loss = "), names)  # noqa: S102
+    return names
+
+
+def rewarded_by_script(
+    script: ModuleType, groups: Sequence[Sequence[Rollout]], prompts: PromptBuilder, **flags: object
+) -> dict[str, object]:
+    """What its lines of "3. reward and advantage" make of sampled groups, run as they stand."""
+    names = vars(script) | {
+        "groups": groups, "plan": SimpleNamespace(prompts=prompts, tokenizer=prompts.tokenizer),
+        "watch": SimpleNamespace(begin=lambda _: None), "args": SimpleNamespace(**flags),
+    }
+    exec(lines_of_script(script, "# 3. reward", "# 4. batch"), names)  # noqa: S102
     return names

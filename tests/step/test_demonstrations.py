@@ -21,6 +21,7 @@ from tests.helpers.models import (
     make_problem,
     make_prompt,
     random_groups,
+    rewarded_by_script,
     scorer,
     tiny_model,
     with_noise,
@@ -311,11 +312,62 @@ def test_the_engine_is_never_compared_on_a_demonstration():
         engine_mismatch(groups, None, CPU, 0.1, 100)
 
 
-# ----- what is shown and what is left out -----
+# ----- what the scripts make of rewards -----
 
 
 TOKENIZER = byte_tokenizer()
 PROMPTS = PromptBuilder(TOKENIZER, 100, False)
+TEXTS = {1.0: "<answer> 2 + 3 </answer>", 0.1: "<answer> 2 - 3 </answer>", 0.0: "well"}
+
+
+def rewarded(script, *rewards, demonstration=1.0, **flags):
+    """(members of each group, advantages) where the samples have these rewards and the demonstration another."""
+    groups = []
+    for number, of_group in enumerate(rewards):
+        prompt = PROMPTS.build(make_problem(number, "ask ", demonstration=TEXTS[demonstration]))
+        ids = [TOKENIZER(TEXTS[reward])["input_ids"] for reward in of_group]
+        groups.append([Rollout(prompt, one, [0.0] * len(one), "length") for one in ids])
+    names = rewarded_by_script(script, groups, PROMPTS, **({"advantage_std": script.Args.advantage_std} | flags))
+    return names.get("members", names["groups"]), torch.as_tensor(names["advantages"]).tolist() if (
+        script is not hpt) else names["advantages"]
+
+
+def test_luffy_rewards_its_demonstration_as_a_member():
+    members, advantages = rewarded(luffy, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.1, 0.0, 1.0))
+    assert [[one.demonstration for one in group] for group in members] == [[False] * 3 + [True]] * 3
+    close(advantages, [[-0.25, -0.25, -0.25, 0.75], [0.0] * 4, [-0.425, -0.525, 0.475, 0.475]])
+    _, advantages = rewarded(luffy, (0.1, 0.0, 1.0), demonstration=0.1)  # one that the verifier judges wrong
+    close(advantages, [[-0.2, -0.3, 0.7, -0.2]])
+    _, advantages = rewarded(luffy, (0.1, 0.0, 0.1, 0.0), advantage_std=True)
+    close(advantages, [[-0.32727, -0.56103, -0.32727, -0.56103, 1.77659]])
+
+
+def test_chords_demonstrations_have_no_part_in_the_advantages():
+    members, advantages = rewarded(chord, (0.0, 1.0), (1.0, 1.0), advantage_std=False)
+    assert [[one.demonstration for one in group] for group in members] == [[False, False, True]] * 2
+    close(advantages, [[-0.5, 0.5, 0.0], [0.0] * 3])
+
+
+def test_hpt_drops_the_samples_of_problems_with_too_few_right_ones():
+    """Right, not rewarded: a well-formed wrong answer has a reward too."""
+    rewards = (0.1, 0.1, 0.1, 0.0), (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)
+    for gate, gated in ((0, [True, False, False]), (1, [True, True, False]), (4, [True, True, True])):
+        members, advantages = rewarded(hpt, *rewards, gate=gate)
+        assert [[one.demonstration for one in group] for group in members] == [
+            [True] if is_gated else [False] * 4 for is_gated in gated]
+        for is_gated, row, plain in zip(gated, advantages, ([], [0.75, -0.25, -0.25, -0.25], [0.0] * 4), strict=True):
+            close(row, [0.0] if is_gated else plain)
+
+
+def test_srft_marks_right_samples_and_the_others():
+    members, advantages = rewarded(srft, (1.0, 0.1, 0.0), (0.0, 0.0, 0.0))
+    assert [[one.demonstration for one in group] for group in members] == [[False] * 3 + [True]] * 2
+    of_demonstrations = group_advantages(torch.tensor([[1.0, 0.1, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]]))[:, -1].tolist()
+    close(advantages, [[1.0, -1.0, -1.0, of_demonstrations[0]], [-1.0, -1.0, -1.0, of_demonstrations[1]]])
+    close(of_demonstrations[1], 1.5)
+
+
+# ----- what is shown and what is left out -----
 
 
 def test_a_demonstration_is_the_encoded_text_and_the_end():

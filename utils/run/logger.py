@@ -22,7 +22,8 @@ TRAINING_FIELDS = {
     "pg_loss": "clipped policy-gradient loss per response token (GRPO); near 0 by construction",
     "kl_loss": "k3 estimate of KL(actor || reference) per response token, nats",
     "entropy": "policy entropy per response token, nats",
-    "sft_loss": "negative log-likelihood per hint token (sft.py: per solution token), nats",
+    "sft_loss": "negative log-likelihood per hint token (sft.py: per solution token), nats; of demonstrations beside "
+                "the responses as the script weighs and divides it",
     "grad_norm": "L2 norm of the whole gradient before clipping, mean over the step's updates that were not skipped",
     "skipped_updates": "number of the step's updates that were skipped: loss or gradient norm not finite",
     "lr": "learning rate of the step's last update",
