@@ -61,6 +61,7 @@ class Args:
     eval_problems: NotNegative[int] = 0  # test problems per evaluation; 0 is all
     save_every: Positive[int] = 100  # steps between checkpoints; also after the last step
     save_minutes: NotNegative[float] = 0.0  # a checkpoint too where the last one is as old, after a step; 0 is never
+    node_local_output: bool = False  # output_dir is a disk of each machine's own: each keeps its part of the state
     keep_last: NotNegative[int] = 0  # checkpoints that are kept, the newest; 0 is all
     keep_every: NotNegative[int] = 0  # checkpoints at multiples of this step are kept too; 0 is none
     resume: bool = False  # go on from the latest checkpoint in output_dir
