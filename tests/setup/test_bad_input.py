@@ -15,15 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig
 
 from tests.helpers import chat, checkpoints
 from tests.helpers.launching import launch, start, succeed, survivors, to_words
+from training import chord, hpt, luffy, r3, rft, sft, srft, stage, uft
 from training import eval as eval_script
-from training import r3, rft, sft, stage, uft
 from utils import checkpoint, data
 from utils.data import load_problems
 from utils.run import processes, tracking
 from utils.run.cli import run_script
 from utils.run.logger import Logger
 
-SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script}
+DEMONSTRATED = {"luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft}
+SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script} | DEMONSTRATED
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
                                              "max_tokens_per_micro_batch")}
 
@@ -39,7 +40,8 @@ def flags(base_model, countdown_data, tmp_path):
 def of_script(name, flags):
     """The flags that the script has."""
     kept = {flag: value for flag, value in flags.items() if flag not in NEEDLESS.get(name, ())}
-    return kept | ({"max_length": 128} if name == "sft" else {})
+    return kept | ({"max_length": 128} if name == "sft" else {}) | (
+        {"max_demonstration_length": 48} if name in DEMONSTRATED else {})
 
 
 @pytest.fixture
@@ -246,7 +248,7 @@ def changed_data(countdown_data: Path, folder: Path, split: str, change) -> Path
 
 @pytest.mark.parametrize(("name", "column"), [
     *((name, column) for name in ("rft", "sft", "uft") for column in ("data_source", "prompt", "reward_model")),
-    ("uft", "hint"), ("stage", "hint"), ("r3", "hint"), ("sft", "answer"),
+    ("uft", "hint"), ("stage", "hint"), ("r3", "hint"), *((name, "answer") for name in ("sft", *DEMONSTRATED)),
 ])
 def test_missing_column(call, flags, countdown_data, tmp_path, name, column):
     folder = changed_data(countdown_data, tmp_path / "data", "train", lambda table: table.drop_columns([column]))
@@ -255,7 +257,8 @@ def test_missing_column(call, flags, countdown_data, tmp_path, name, column):
 
 
 @pytest.mark.parametrize(("name", "column", "empty"), [
-    ("uft", "hint", [""]), ("stage", "hint", []), ("r3", "hint", [""]), ("sft", "answer", ""),
+    ("uft", "hint", [""]), ("stage", "hint", []), ("r3", "hint", [""]),
+    *((name, "answer", "") for name in ("sft", *DEMONSTRATED)),
 ])
 def test_rows_without_what_the_script_learns_from(call, flags, countdown_data, tmp_path, name, column, empty):
     def clear(table: pa.Table) -> pa.Table:
@@ -268,6 +271,37 @@ def test_rows_without_what_the_script_learns_from(call, flags, countdown_data, t
     expect(call(name, of_script(name, flags) | {"data": folder}),
            f"flag --data {folder}: train.parquet: 2 of 200 rows have an empty {column}", "the first is row 3")
     assert call("rft", flags | {"data": folder, "check": True})[0] == 0  # reinforcement alone needs neither
+
+
+@pytest.mark.parametrize("name", DEMONSTRATED)
+def test_demonstrations_beside_samples_have_a_length(call, flags, name):
+    flags = of_script(name, flags)
+    samples = 3 if name == "luffy" else 4
+    expect(call(name, flags | {"max_demonstration_length": 1000}),
+           "flag --max_demonstration_length 1000: with --max_prompt_length 64 exceeds the 192 positions of")
+    expect(call(name, flags | {"max_demonstration_length": 5}),
+           "flag --max_demonstration_length 5: no demonstration is as short, the shortest has ")
+    tokens = 64 + (samples + 1) * 48
+    expect(call(name, flags | {"max_tokens_per_micro_batch": tokens - 1}),
+           f"must hold --max_prompt_length + {samples} responses of --max_response_length + "
+           f"--max_demonstration_length = {tokens} tokens")
+    status, plan, _ = call(name, flags | {"max_tokens_per_micro_batch": tokens, "check": True})
+    assert status == 0 and f"16 prompts x {samples} responses" in plan
+    assert "left out, demonstration too long 0" in plan and "judges 100.0% of 200 references right" in plan
+
+
+def test_demonstrations_that_are_too_long_are_counted(call, flags, countdown_data, tmp_path):
+    def lengthen(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        for index in (3, 7):
+            rows[index]["answer"] = "1" * 64
+        rows[5]["answer"] = "<answer> 1 </answer>"
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    folder = changed_data(countdown_data, tmp_path / "data", "train", lengthen)
+    status, plan, _ = call("hpt", of_script("hpt", flags) | {"data": folder, "check": True})
+    assert status == 0 and "left out, demonstration too long 2" in plan
+    assert "warning: the verifier judges 99.5% of 198 references right; 1 are not (wrong numbers 1)" in plan
 
 
 def test_test_rows_need_no_solution(call, flags, countdown_data, tmp_path):

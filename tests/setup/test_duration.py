@@ -46,6 +46,8 @@ def test_the_work_of_a_step_is_counted():
     assert work_of(apart) == Work(480, 160, 64 * 12.5 + 64 * (12.5 + 3.125))
     demonstrations = replace(RUN, group_size=0, row_length=40)  # 20 tokens, 5 of them the prompt
     assert work_of(demonstrations) == Work(320, 240, 16 * 200)
+    beside = replace(RUN, row_length=38, max_demonstration_length=8)  # 4 tokens behind each prompt, 28 pairs
+    assert work_of(beside) == Work(240 + 64, 160 + 64, 1_200 + 16 * 28)
     trunk, head = Work(240, 160, 1_200).flops(SMALL)
     assert (trunk, head) == (2 * 1_496 * 240 + 4 * 3 * 8 * 1_200, 2 * 80 * 160)
     assert replace(SMALL, tied=False).parameters == 1_656

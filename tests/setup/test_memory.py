@@ -200,6 +200,11 @@ def test_the_masks_are_those_of_the_largest_micro_batch():
               for batch in Batches.of(largest, torch.bfloat16).responses]
     assert sum(nbytes for nbytes, *_ in shapes) == masks(RUN)
     assert sum(responses * width for _, responses, _, _, width in shapes) == 90 * key_copies(RUN)
+    demonstrated = replace(RUN, row_length=37, max_demonstration_length=7)  # 2 rows of 37
+    assert masks(demonstrated) == 2 * 2 * (4 * 5 * 15 + 7 * 17)
+    assert 74 * key_copies(demonstrated) == 2 * (4 * 15 + 17)
+    apart = replace(demonstrated, row_length=17, rows_per_prompt=5)  # the demonstration's rows are the longest
+    assert masks(apart) == 2 * 5 * 7 * 17 and key_copies(apart) == 1
     assert masks(replace(RUN, group_size=0)) == key_copies(replace(RUN, group_size=0)) == 0  # demonstrations
 
 

@@ -4,6 +4,7 @@ The losses are the lines of the scripts as they stand (helpers/models.losses_of_
 """
 
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -28,12 +29,14 @@ from tests.helpers.models import (
 )
 from training import chord, hpt, luffy, rft, srft
 from utils.guards import engine_mismatch
+from utils.inspection import describe_group
 from utils.losses import clipped_surrogate, group_advantages, masked_mean, saturating, uncertainty
 from utils.packing import pack, with_logprobs
 from utils.prompts import PromptBuilder
 from utils.rollouts import Verdict, group_texts, rollout_metrics, sampled
-from utils.setup import references
+from utils.setup import memory_probe, references
 from utils.setup.inputs import check_demonstration_lengths
+from utils.setup.plan import Plan
 from utils.types import LongestGroup, Rollout
 
 pytestmark = [pytest.mark.float64, pytest.mark.numerics]
@@ -177,6 +180,13 @@ def test_a_constant_normaliser_by_hand():
                              CPU)
         losses, _ = of_probabilities(rft, micro_batch, [], numbers={"num_pg_tokens": num_pg_tokens})
         close(losses["pg_loss"].item(), expected, atol=2e-6)
+
+
+def test_the_constant_is_all_members_at_full_length():
+    """Without the prefix; LUFFY's sampled members are one fewer, whose place the demonstration has."""
+    for longest, expected in ((LongestGroup(50, 4, 100), 8 * 400), (LongestGroup(50, 3, 100, False, 70), 8 * 370)):
+        plan = SimpleNamespace(flags=SimpleNamespace(mini_batch_prompts=8), longest=longest)
+        assert Plan.most_tokens.fget(plan) == expected
 
 
 def test_an_upper_clip_of_its_own_and_none():
@@ -370,6 +380,15 @@ def test_srft_marks_right_samples_and_the_others():
 # ----- what is shown and what is left out -----
 
 
+def test_a_dumped_group_shows_its_demonstration_as_such():
+    prompt = PROMPTS.build(make_problem(0, "ask ", demonstration="yes"))
+    group = [Rollout(prompt, [5], [0.0], "length"), PROMPTS.demonstrate(prompt)]
+    [micro_batch] = pack([group], [[-0.5, 0.75]], 99, CPU)
+    lines = re.sub(r"\033\[\d+m", "", describe_group(micro_batch, TOKENIZER)).split("\n")
+    assert len(lines) == 4 and lines[2].startswith("response (1 tokens, pg_loss with advantage -0.500")
+    assert lines[3] == f"demonstration (4 tokens, not sampled, advantage +0.750): y|e|s|{TOKENIZER.eos_token}"
+
+
 def test_a_demonstration_is_the_encoded_text_and_the_end():
     prompt = PROMPTS.build(make_problem(0, "ask ", demonstration="yes"))
     one = PROMPTS.demonstrate(prompt)
@@ -402,6 +421,17 @@ def test_a_demonstration_makes_the_longest_group_longer():
     apart = LongestGroup(10, 3, 5, False, 7)
     assert (apart.tokens, apart.rows, apart.row_length) == (32, 4, 17)
     assert LongestGroup(10, 3, 8, False, 7).row_length == 18
+
+
+def test_the_memory_probe_has_the_branches_of_the_longest_group():
+    def branches(longest):
+        return memory_probe._micro_batch(1, longest.row_length, longest, CPU).branch_ids.tolist()[0]
+
+    assert branches(LongestGroup(2, 2, 3, True, 4)) == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert branches(LongestGroup(2, 2, 3, False, 5)) == [0, 0, 1, 1, 1, 1, 1]
+    assert branches(LongestGroup(2, 2, 2)) == [0, 0, 1, 1, 2, 2]
+    micro_batch = memory_probe._micro_batch(1, 12, LongestGroup(2, 2, 3, True, 4), CPU)
+    assert micro_batch.response_mask.all() and not (micro_batch.hint_mask | micro_batch.demonstration_mask).any()
 
 
 def test_masked_means_of_nothing_are_zero():

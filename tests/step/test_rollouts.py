@@ -42,24 +42,26 @@ def test_a_group_as_texts():
 
 
 def test_norms_of_states_are_root_mean_squares_of_the_updates_that_happened():
-    """States of gradient 3 and 4 (hint), 12 (response), then 1 and 2 (response); an update between them is skipped."""
+    """States of gradient 3 and 4 (hint), 12 (response), then 1 and 2 (response), 6 and 8 (demonstration); an update
+    between them is skipped."""
     head = torch.nn.Identity()
     gradients = StateGradients(head)
 
-    def update(slopes, hint_mask, happened):
+    def update(slopes, hint_mask, happened, demonstration_mask=None):
         states = torch.ones(len(slopes), 1, requires_grad=True)
         hint_mask = torch.tensor(hint_mask)
-        gradients.micro_batch = SimpleNamespace(hint_mask=hint_mask, response_mask=~hint_mask,
-                                                 demonstration_mask=torch.zeros_like(hint_mask))
+        demonstration_mask = torch.tensor(demonstration_mask or [False] * len(slopes))
+        gradients.micro_batch = SimpleNamespace(hint_mask=hint_mask, response_mask=~(hint_mask | demonstration_mask),
+                                                 demonstration_mask=demonstration_mask)
         (head(states)[:, 0] * torch.tensor(slopes)).sum().backward()
         gradients.end_update(happened)
 
     update([3.0, 4.0, 12.0], [True, True, False], happened=True)
     update([math.nan, 100.0], [True, False], happened=False)
-    update([1.0, 2.0], [False, False], happened=True)
+    update([1.0, 2.0, 6.0, 8.0], [False] * 4, True, [False, False, True, True])
     assert gradients.norms() == pytest.approx({"state_grad_norm/hint": math.sqrt(25 / 2),
                                                "state_grad_norm/response": math.sqrt((144 + 5) / 2),
-                                               "state_grad_norm/demonstration": 0.0})
+                                               "state_grad_norm/demonstration": math.sqrt(100 / 2)})
     assert all(map(math.isnan, gradients.norms().values()))  # of no update
     with torch.no_grad():
         head(torch.ones(2, 1))  # nothing to watch
