@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausa
 
 from training.tiny_base import make_tokenizer
 from utils.actor import Scorer
+from utils.metrics import LossSums
 from utils.policy import Policy
 from utils.prompts import PromptBuilder
-from utils.types import Problem, Prompt, Rollout
+from utils.types import MicroBatch, Problem, Prompt, Rollout
 
 VOCABULARY = 31
 EOS = 1  # the id that ends the responses of `random_groups`
@@ -135,12 +136,12 @@ group_sizes = st.lists(  # for random_groups
 
 
 def lines_of_script(script: ModuleType, first: str, last: str) -> str:
-    """The lines of its `main` from the one with `first` to the one that starts with `last`, so that no copy of them in
-    a test can go stale."""
+    """The lines of its `main` from the first one with `first` to the last one before a line with `last`, so that no
+    copy of them in a test can go stale."""
     lines = inspect.getsource(script.main).splitlines()
     begin = next(i for i, line in enumerate(lines) if first in line)
-    end = next(i for i, line in enumerate(lines) if i > begin and line.strip().startswith(last))
-    return textwrap.dedent("\n".join(lines[begin : end + 1]))
+    end = next(i for i, line in enumerate(lines) if i > begin and last in line)
+    return textwrap.dedent("\n".join(lines[begin:end]))
 
 
 def losses_of_script(
@@ -154,9 +155,21 @@ def losses_of_script(
         "micro_batch": micro_batch, "actor": actor, "reference": reference, "max_ratio": max_ratio,
         "num_response_tokens": num_response_tokens, "num_hint_tokens": num_hint_tokens,
         "num_pg_tokens": num_response_tokens, "args": SimpleNamespace(**{"clip_eps_high": 0.0} | flags),
+        "losses": LossSums(),
     } | (numbers or {})
-    exec(lines_of_script(script, "= actor(micro_batch)", "loss = "), names)  # noqa: S102
+    exec(lines_of_script(script, "= actor(micro_batch)", " actor.backward("), names)  # noqa: S102
     return names
+
+
+def counted_by_script(
+    script: ModuleType, mini_batch: Sequence[MicroBatch], most_tokens: float = math.nan, constant: bool = False
+) -> dict[str, float]:
+    """The normalisers of the losses of a mini-batch, {name: tokens}, by its own lines."""
+    names = vars(script) | {"mini_batch": mini_batch, "plan": SimpleNamespace(most_tokens=most_tokens),
+                            "args": SimpleNamespace(constant_normaliser=constant)}
+    lines = lines_of_script(script, "= count_tokens(", "for number, micro_batch in ")
+    exec(lines, names)  # noqa: S102
+    return {name: value for name, value in names.items() if name.startswith("num_")}
 
 
 def rewarded_by_script(

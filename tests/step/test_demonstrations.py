@@ -17,6 +17,7 @@ from tests.helpers.float64 import CLOSE
 from tests.helpers.models import (
     CPU,
     byte_tokenizer,
+    counted_by_script,
     group_length,
     losses_of_script,
     make_problem,
@@ -69,11 +70,8 @@ def of_probabilities(script, micro_batch, demonstrated, sampled=0.5, entropies=N
     logprobs[micro_batch.demonstration_mask] = torch.tensor(demonstrated).log()
     logprobs.requires_grad_()
     entropies = torch.zeros_like(logprobs) if entropies is None else torch.tensor(entropies)
-    num_demonstration = int(micro_batch.demonstration_mask.sum())
-    numbers = {"num_demonstration_tokens": num_demonstration,
-               "num_pg_tokens": num_demonstration + int(micro_batch.response_mask.sum())}
+    numbers = counted_by_script(script, [micro_batch], more.pop("most_tokens", math.nan), more.pop("constant", False))
     losses = losses_of_script(script, micro_batch, lambda _: (logprobs, entropies), reference,
-                              num_response_tokens=int(micro_batch.response_mask.sum()),
                               numbers=numbers | more.pop("numbers", {}), **(FLAGS | more))
     return losses, logprobs
 
@@ -122,7 +120,7 @@ def test_the_schedule_of_mu():
 def test_chord_by_hand():
     """pg_loss is .2, of one sample. Its normaliser has no demonstration in it, and that of sft_loss no sample."""
     micro_batch = batch(([(-0.2, 1)], [(0.0, 2)]))
-    numbers = {"num_pg_tokens": 1, "mu": 0.1}
+    numbers = {"mu": 0.1}
     losses, _ = of_probabilities(chord, micro_batch, [0.5, 0.1], numbers=numbers)
     close(losses["sft_loss"].item(), 1.49787)
     close(losses["loss"].item(), 0.9 * 0.2 + 0.1 * 1.49787)
@@ -154,7 +152,7 @@ def test_srft_by_hand():
     [*_, advantage] = group_advantages(torch.tensor([[1.0, 0.0, 1.0]]))[0].tolist()
     close(advantage, 0.57735)
     micro_batch = batch(([(1.0, 1), (-1.0, 1)], [(advantage, 2)]))
-    flags = {"sft_coef": 0.5, "entropy_sign": -1, "right_coef": 0.1, "numbers": {"num_pg_tokens": 2}}
+    flags = {"sft_coef": 0.5, "entropy_sign": -1, "right_coef": 0.1}
     losses, logprobs = of_probabilities(srft, micro_batch, [0.5, 0.1], entropies=[0.5, 1.0, 0.5, 1.0], **flags)
     close([losses[name].item() for name in ("sft_loss", "demonstration_loss", "right_loss", "wrong_loss", "loss")],
           [0.31687, -0.38490, 0.11428 / 2, -0.69315 / 2, -0.35746])
@@ -167,18 +165,18 @@ def test_srft_by_hand():
         losses["sft_loss"].backward()
         close(-4 * logprobs.grad, weights)
     losses, logprobs = of_probabilities(srft, batch(([(1.0, 4)], [])), [], entropies=[0, 0.2, 0.5, 1],
-                                        **(flags | {"numbers": {"num_pg_tokens": 1}}))
+                                        **flags)
     losses["right_loss"].backward()
-    close(-logprobs.grad, [0.1, 0.12214, 0.16487, 0.27183])
+    close(-4 * logprobs.grad, [0.1, 0.12214, 0.16487, 0.27183])
 
 
 def test_a_constant_normaliser_by_hand():
     """Rewards 1 0 0 0, lengths 10 20 30 40, at most 100 tokens."""
-    for with_std, num_pg_tokens, expected in ((False, 4 * 100, 0.0375), (False, 100, 0.15), (True, 100, 0.3)):
+    for with_std, constant, expected in ((False, True, 0.0375), (False, False, 0.15), (True, False, 0.3)):
         [advantages] = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), with_std).tolist()
         [micro_batch] = pack([[member(make_prompt([3]), length) for length in (10, 20, 30, 40)]], [advantages], 200,
                              CPU)
-        losses, _ = of_probabilities(rft, micro_batch, [], numbers={"num_pg_tokens": num_pg_tokens})
+        losses, _ = of_probabilities(rft, micro_batch, [], most_tokens=4 * 100, constant=constant)
         close(losses["pg_loss"].item(), expected, atol=2e-6)
 
 
@@ -260,14 +258,11 @@ def test_loss_and_all_gradients_equal_those_of_plain_rows(script, slack, share_p
     expected = plain_loss(name, plain_terms(model, old, groups, advantages))
 
     micro_batches = pack(groups, advantages, max(map(group_length, groups)) + slack, CPU, share_prefix)
-    num_response = sum(int(one.response_mask.sum()) for one in micro_batches)
-    num_demonstration = sum(int(one.demonstration_mask.sum()) for one in micro_batches)
-    numbers = {"num_demonstration_tokens": num_demonstration, "mu": 0.3,
-               "num_pg_tokens": num_response + (0 if name in ("chord", "srft") else num_demonstration)}
+    numbers = counted_by_script(script, micro_batches) | {"mu": 0.3}
     flags = FLAGS | {"entropy_coef": 0.2, "sft_coef": 0.5, "phi": True, "entropy_sign": -1, "right_coef": 0.1}
     actor, sampler = scorer(model), scorer(old)
-    actual = sum(losses_of_script(script, with_logprobs(one, sampler, None), actor, num_response_tokens=num_response,
-                                  numbers=numbers, **flags)["loss"] for one in micro_batches)
+    actual = sum(losses_of_script(script, with_logprobs(one, sampler, None), actor, numbers=numbers, **flags)["loss"]
+                 for one in micro_batches)
     torch.testing.assert_close(actual, expected, **CLOSE)
     for one, other in zip(*(torch.autograd.grad(loss, list(model.parameters())) for loss in (actual, expected)),
                           strict=True):
