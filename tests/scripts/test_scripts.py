@@ -29,8 +29,9 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "luffy"): 33,
     ("rft", "chord"): 42,
     ("rft", "hpt"): 35,
-    ("rft", "srft"): 66,  # 28 of them are lines that it lacks: no ratio, so no clip, no old log-probabilities
+    ("rft", "srft"): 66,
 }
+LACKS_MUCH = {("rft", "srft")}  # 28 lines: it has no ratio, so no clip, no old log-probabilities, no flags of these
 
 DEMONSTRATED = ("luffy", "chord", "hpt", "srft")  # a demonstration stands beside the samples
 RL = ("rft", "stage", "r3", "uft", *DEMONSTRATED)
@@ -66,7 +67,7 @@ def test_diff_of_two_scripts_is_only_the_idea(first, second):
     changed = sum(line.startswith(("<", ">")) for line in drift.splitlines())
     added = sum(line.startswith(">") for line in drift.splitlines())
     assert changed == CHANGED_LINES[first, second], f"{' '.join(command)}: {changed} changed lines\n{drift}"
-    assert min(changed, added + 4) <= 42, f"{' '.join(command)}: {added} lines are new\n{drift}"
+    assert (added if (first, second) in LACKS_MUCH else changed) <= 42
 
 
 def test_rft_does_not_know_hints():
