@@ -4,9 +4,9 @@ It runs transformers' generate on the live, possibly sharded module: no copy of 
 transformers, and the slowest of the engines. Under ZeRO-3 every token gathers every layer, so all ranks decode equally
 many tokens: the end of sequence is ignored while decoding and responses are cut at it afterwards.
 
-What is drawn comes from PyTorch's global generator, seeded by (seed, step, rank): unlike with the others, samples
-depend on the number of ranks and on what else is in the batch. It gives no log-probabilities; they are computed by one
-more forward pass over what was sampled.
+What is drawn comes from PyTorch's global generator, seeded by (seed, step, rank, first sample): unlike with the
+others, samples depend on the number of ranks and on what else is in the batch. It gives no log-probabilities; they are
+computed by one more forward pass over what was sampled.
 """
 
 import contextlib
@@ -66,7 +66,8 @@ class DeepSpeedEngine:
         size = max(1, int(self.kv_cache_bytes // (row_bytes * sampling.group_size)))
         size = -int(distributed.maximum(-size))  # every rank decodes as many batches: the smallest size, the most
         count = int(distributed.maximum(-(-len(prompts) // size)))
-        drawn = seeding.generator("global", sampling.seed, step, distributed.rank()).integers(2**62)
+        key = sampling.seed, step, distributed.rank(), sampling.first_sample
+        drawn = seeding.generator("global", *key).integers(2**62)
         groups = []
         with torch.random.fork_rng(enabled=sampling.temperature > 0):
             torch.manual_seed(int(drawn))

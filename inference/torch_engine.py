@@ -144,7 +144,8 @@ class TorchEngine:
             chosen = [prompts[i] for i in batch]
             noise = None
             if sampling.temperature > 0:  # (P * G, tokens)
-                uniforms = sampling_uniforms(chosen, samples, limit, sampling.seed, step)
+                numbers = [sampling.first_sample + sample for sample in samples]
+                uniforms = sampling_uniforms(chosen, numbers, limit, sampling.seed, step)
                 noise = torch.tensor(np.concatenate(uniforms), dtype=torch.float, device=self.device)
             ids, logprobs, lengths = self._decode(chosen, len(samples), limit, sampling.temperature, noise)
             for row, length in enumerate(lengths):

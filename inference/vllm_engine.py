@@ -135,7 +135,7 @@ class VLLMEngine:
             SamplingParams(
                 n=sampling.group_size if sampling.temperature else 1, temperature=sampling.temperature,
                 top_p=1.0, top_k=0, max_tokens=sampling.max_response_length,
-                seed=request_seed(sampling.seed, step, prompt.problem.index),
+                seed=request_seed(sampling.seed, step, prompt.problem.index) + sampling.first_sample,
                 stop_token_ids=self.eos_ids, ignore_eos=True, logprobs=0, detokenize=False,
             )
             for prompt in prompts

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.actor import Actor
 from utils.adapters import save_adapters
 from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, write_manifest
+from utils.problem_state import ProblemState
 from utils.run import distributed, watchdog
 from utils.run.errors import RunStopped, require
 from utils.run.output_dir import plain, writing
@@ -110,16 +111,18 @@ def offer(folder: Path, besides: str = "") -> str:
 
 
 def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase, run: Mapping[str, Any],
-         keep_last: int, keep_every: int) -> None:
-    """Write checkpoint `step` of the run that `describe_run` describes, its state before its model; then drop the older
-    ones but the `keep_last` newest (0: none is dropped) and the multiples of `keep_every` (0: no multiples). All ranks
-    call together."""
+         keep_last: int, keep_every: int, state: ProblemState | None = None) -> None:
+    """Write checkpoint `step` of the run that `describe_run` describes, its state (the actor's, and that of problems
+    where there is one) before its model; then drop the older ones but the `keep_last` newest (0: none is dropped) and
+    the multiples of `keep_every` (0: no multiples). All ranks call together."""
     watchdog.phase("checkpoint")
     folder = Path(output_dir) / "checkpoints"
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
     with writing(final, remove=partial):
         start_partial(partial)
         actor.save(partial / "state")
+        if state is not None and distributed.is_main():
+            state.save(partial / "state")
         write_manifest(partial, step, run)
         if distributed.is_keeper():
             shutil.rmtree(final, ignore_errors=True)
@@ -198,8 +201,8 @@ def superfluous(folder: Path, step: int, keep_last: int, keep_every: int) -> lis
     return [folder / f"step_{number}" for number in old if not (keep_every and number % keep_every == 0)]
 
 
-def load(output_dir: str, step: int, actor: Actor) -> None:
-    """Restore checkpoint `step` into `actor`; `find` has seen that it is whole."""
+def load(output_dir: str, step: int, actor: Actor, state: ProblemState | None = None) -> None:
+    """Restore checkpoint `step` into `actor`, and into `state`; `find` has seen that it is whole."""
     watchdog.phase("loading a checkpoint")
     folder = Path(output_dir) / "checkpoints"
     steps = sorted(set(distributed.gather([step])))
@@ -207,6 +210,8 @@ def load(output_dir: str, step: int, actor: Actor) -> None:
         raise RunStopped(f"{folder}: the latest checkpoints of the machines are of steps {steps}; give --resume_step "
                          f"{steps[0]}")
     actor.load(folder / f"step_{step}" / "state")
+    if state is not None:
+        state.load(folder / f"step_{step}" / "state")
     if distributed.is_main():
         print(f"resumed from {folder / f'step_{step}'}: weights, optimiser states and step", flush=True)
     if distributed.is_keeper():

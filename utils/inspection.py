@@ -9,20 +9,23 @@ from utils.types import MicroBatch
 
 
 def describe_group(micro_batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first group of a micro-batch, read back from its tensors: prompt, hint and every response with their tokens,
-    coloured, with the losses they enter."""
-    predictors, targets = micro_batch.predictors.tolist(), micro_batch.targets.tolist()
-    hint_mask, advantages = micro_batch.hint_mask.tolist(), micro_batch.advantages.tolist()
-    is_demonstration = micro_batch.demonstration_mask.tolist()
+    """The first group of a micro-batch that has a hint, or else the first, read back from its tensors: prompt, hint and
+    every response with their tokens, coloured, with the losses they enter. Rollouts of a group that do not share a
+    prefix are groups here."""
+    start = int(micro_batch.hint_mask.int().argmax())  # 0 where there is none
+    predictors, targets = micro_batch.predictors[start:].tolist(), micro_batch.targets[start:].tolist()
+    hint_mask, advantages = micro_batch.hint_mask[start:].tolist(), micro_batch.advantages[start:].tolist()
+    is_demonstration = micro_batch.demonstration_mask[start:].tolist()
     num_hint = 0
     while num_hint < len(targets) and hint_mask[num_hint] and predictors[num_hint] == predictors[0] + num_hint:
         num_hint += 1
-    prompt_end = predictors[0] + 1  # the state before the first scored token is the prompt's last
-    last_of_prefix = predictors[0] + num_hint
-    prompt = decode(micro_batch.input_ids[0, :prompt_end].tolist(), tokenizer)
+    length = int(micro_batch.position_ids.flatten()[predictors[0]]) + 1  # the first scored token follows the prompt
+    prompt_end, last_of_prefix = predictors[0] + 1, predictors[0] + num_hint
+    prompt = decode(micro_batch.input_ids.flatten()[prompt_end - length : prompt_end].tolist(), tokenizer)
+    behind = f", advantage {round(advantages[0], 3) + 0.0:+.3f}" if num_hint else ""
     lines = [
-        paint(f"prompt ({prompt_end} tokens, no loss): {prompt}", DIM),
-        paint(f"hint ({num_hint} tokens, sft_loss): {_tokens(targets[:num_hint], tokenizer)}", YELLOW),
+        paint(f"prompt ({length} tokens, no loss): {prompt}", DIM),
+        paint(f"hint ({num_hint} tokens, sft_loss{behind}): {_tokens(targets[:num_hint], tokenizer)}", YELLOW),
     ]
     first, column = num_hint, last_of_prefix + 1  # of the response: its first scored token, its first column
     while first < len(targets) and predictors[first] == last_of_prefix:

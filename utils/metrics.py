@@ -136,7 +136,8 @@ class Stopwatch:
             torch.cuda.synchronize()
         now = time.perf_counter()
         if self.part is not None:
-            self.seconds[f"seconds/{self.part}"] = now - self.since
+            name = f"seconds/{self.part}"
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since  # a part may begin again
         self.part, self.since = None, now
         if profiling.current is not None:
             profiling.current.end()

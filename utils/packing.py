@@ -28,11 +28,12 @@ from utils.types import PADDING, PREFIX, MicroBatch, Problem, Prompt, Rollout
 
 @dataclass(frozen=True)
 class Segment:
-    """A prefix and the responses that share it. `scores_hint` is off for the copies made where nothing is shared."""
+    """A prefix and the responses that share it. Where nothing is shared a response has a copy of its own, of which one
+    scores the hint: `behind_hint` are the advantages of all responses behind it, empty where another does."""
 
     rollouts: Sequence[Rollout]
     advantages: Sequence[float]
-    scores_hint: bool = True
+    behind_hint: Sequence[float]
 
     @property
     def prefix_ids(self) -> list[int]:
@@ -51,18 +52,29 @@ def pack(
 ) -> list[MicroBatch]:
     """All rollouts of `groups` as micro-batches of at most `max_tokens` tokens, padding included.
 
-    `advantages[p][g]` belongs to `groups[p][g]`. With `share_prefix` off every rollout carries its own prefix; a
-    hint is scored once per group all the same.
+    `advantages[p][g]` belongs to `groups[p][g]`. Rollouts of a group that follow one another share a prefix where they
+    have the same. With `share_prefix` off every rollout carries its own; a hint is scored once all the same.
     """
     segments = []
-    for group, group_advantages in zip(groups, advantages, strict=True):
-        if share_prefix:
-            segments.append(Segment(group, group_advantages))
-        else:
-            longest = max(range(len(group)), key=lambda sample: len(group[sample].response_ids))
-            segments += [Segment([rollout], [advantage], scores_hint=sample == longest)
-                         for sample, (rollout, advantage) in enumerate(zip(group, group_advantages, strict=True))]
+    for group, of_group in zip(groups, advantages, strict=True):
+        for rollouts, own in by_prefix(group, of_group):
+            if share_prefix:
+                segments.append(Segment(rollouts, own, own))
+            else:
+                longest = max(range(len(rollouts)), key=lambda sample: len(rollouts[sample].response_ids))
+                segments += [Segment([rollout], [advantage], own if sample == longest else [])
+                             for sample, (rollout, advantage) in enumerate(zip(rollouts, own, strict=True))]
     return [_tensors(rows, device) for rows in first_fit(segments, max_tokens)]
+
+
+def by_prefix(
+    group: Sequence[Rollout], advantages: Sequence[float]
+) -> Iterator[tuple[list[Rollout], list[float]]]:
+    """The rollouts that follow one another behind the same ids, with their advantages."""
+    pairs = zip(group, advantages, strict=True)
+    for _, same in itertools.groupby(pairs, key=lambda pair: (pair[0].prompt.prompt_ids, pair[0].prompt.hint_ids)):
+        rollouts, own = zip(*same, strict=True)
+        yield list(rollouts), list(own)
 
 
 def first_fit(segments: list[Segment], max_tokens: int) -> Iterator[list[list[Segment]]]:
@@ -125,9 +137,9 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
             position_ids[r, column:prefix_end] = np.arange(len(prefix_ids))
             branch_ids[r, column:prefix_end] = PREFIX
             last_of_prefix = r * shape[1] + prefix_end - 1
-            if segment.scores_hint:
-                first = last_of_prefix - len(prompt.hint_ids)
-                scored.add(range(first, last_of_prefix), prompt.hint_ids, True, 0.0, [0.0] * len(prompt.hint_ids))
+            if segment.behind_hint:
+                first, total = last_of_prefix - len(prompt.hint_ids), sum(segment.behind_hint)
+                scored.add(range(first, last_of_prefix), prompt.hint_ids, True, total, [0.0] * len(prompt.hint_ids))
             start = prefix_end
             for sample, (rollout, advantage) in enumerate(zip(segment.rollouts, segment.advantages, strict=True)):
                 end = start + len(rollout.response_ids)

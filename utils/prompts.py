@@ -78,6 +78,18 @@ class PromptBuilder:
                 return Prompt(problem, prompt_ids, hint_ids, shown, hint_share=len(text) / whole)
         return Prompt(problem, prompt_ids, [], 0)
 
+    def build_share(self, problem: Problem, share: float, slices_max: int = 0) -> Prompt:
+        """The prompt of `problem`, followed by the first `share` of its solution, as far as it fits: of its n token ids
+        the first floor(share * n); or, of the n slices that `slices_max` makes, the first floor(share * (n + 1)), so
+        that a uniform share shows any number of them as often."""
+        if slices_max:
+            slices = solution_slices(problem.solution, slices_max)
+            return self.build(problem, slices[: int(share * (len(slices) + 1))])
+        prompt_ids, ids = self.encode(problem), encode("".join(problem.solution), self.tokenizer)
+        assert len(prompt_ids) <= self.max_length
+        shown = min(int(share * len(ids)), self.max_length - len(prompt_ids))
+        return Prompt(problem, prompt_ids, ids[:shown], 0, hint_share=shown / max(len(ids), 1))
+
     def demonstration(self, problem: Problem) -> Prompt:
         """The whole reference as a hint: the demonstration and `end_id` follow the prompt."""
         ids = [*encode(problem.demonstration, self.tokenizer), self.end_id]

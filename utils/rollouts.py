@@ -56,6 +56,7 @@ def rollout_metrics(
     groups, scores = sampled(groups), sampled(groups, scores)
     rollouts = [rollout for group in groups for rollout in group]
     all_scores = [score for group in scores for score in group]
+    shown = [max((rollout.prompt for rollout in group), key=lambda prompt: len(prompt.hint_ids)) for group in groups]
     totals = distributed.sums({
         "rollouts": len(rollouts),
         "groups": len(groups),
@@ -64,12 +65,12 @@ def rollout_metrics(
         "format": sum(score.reason != "no answer" for score in all_scores),
         "response_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
         "truncated": sum(rollout.finish == "length" for rollout in rollouts),
-        "prompt_tokens": sum(len(group[0].prompt.prompt_ids) for group in groups),
-        "hint_share": sum(group[0].prompt.hint_share for group in groups),
+        "prompt_tokens": sum(len(prompt.prompt_ids) for prompt in shown),
+        "hint_share": sum(prompt.hint_share for prompt in shown),
         "repeated": sum(rollout.finish == "length" and repeats_itself(rollout.response_ids) for rollout in rollouts),
-        "hint_slices": sum(group[0].prompt.hint_slices for group in groups),
-        "hint_tokens": sum(len(group[0].prompt.hint_ids) for group in groups),
-        "whole_hints": sum(group[0].prompt.hint_share == 1 for group in groups),
+        "hint_slices": sum(prompt.hint_slices for prompt in shown),
+        "hint_tokens": sum(len(prompt.hint_ids) for prompt in shown),
+        "whole_hints": sum(prompt.hint_share == 1 for prompt in shown),
         "flat_groups": sum(len({score.reward for score in group}) == 1 for group in scores),
         "groups_all_right": sum(all(score.correct for score in group) for group in scores),
         "groups_all_wrong": sum(not any(score.correct for score in group) for group in scores),
@@ -88,7 +89,7 @@ def rollout_metrics(
     counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
     tokens_per_second = totals["response_tokens"] / seconds["seconds/rollout"]
     means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
-    return (means | counts | accuracy_by_slices(groups, scores) | {"tokens_per_second": tokens_per_second} | seconds
+    return (means | counts | accuracy_by_hint(rollouts, all_scores) | {"tokens_per_second": tokens_per_second} | seconds
             | times)
 
 
@@ -98,21 +99,22 @@ def sampled(groups: Sequence[Sequence[Rollout]], values: Sequence[Sequence[Any]]
             for group, of_group in zip(groups, groups if values is None else values, strict=True)]
 
 
-def accuracy_by_slices(groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]]) -> dict[str, float]:
+def accuracy_by_hint(rollouts: Sequence[Rollout], scores: Sequence[Verdict]) -> dict[str, float]:
     """Of the rollouts of all ranks that were shown N slices, for each N that occurs: accuracy/slices_N, and their
-    number, rollouts/slices_N."""
-    shown = [group[0].prompt.hint_slices for group in groups]
-    most = int(distributed.maximum(max(shown)))
-    right, number = [0.0] * (most + 1), [0.0] * (most + 1)
-    for slices, group in zip(shown, scores, strict=True):
-        right[slices] += sum(score.correct for score in group)
-        number[slices] += len(group)
-    totals = distributed.sums({f"right_{n}": right[n] for n in range(most + 1)}
-                              | {f"number_{n}": number[n] for n in range(most + 1)})
+    number, rollouts/slices_N; hinted in the place of slices_N for those whose hint is counted in tokens."""
+    most = int(distributed.maximum(max(rollout.prompt.hint_slices for rollout in rollouts)))
+    kinds = [*(f"slices_{number}" for number in range(most + 1)), "hinted"]
+    right, number = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
+    for rollout, score in zip(rollouts, scores, strict=True):
+        prompt = rollout.prompt
+        kind = "hinted" if prompt.hint_ids and not prompt.hint_slices else f"slices_{prompt.hint_slices}"
+        right[kind] += score.correct
+        number[kind] += 1
+    right, number = distributed.sums(right), distributed.sums(number)
     metrics = {}
-    for n in range(most + 1):
-        if total := totals[f"number_{n}"]:
-            metrics |= {f"accuracy/slices_{n}": totals[f"right_{n}"] / total, f"rollouts/slices_{n}": total}
+    for kind in kinds:
+        if total := number[kind]:
+            metrics |= {f"accuracy/{kind}": right[kind] / total, f"rollouts/{kind}": total}
     return metrics
 
 
@@ -121,9 +123,8 @@ def group_texts(
 ) -> list[dict[str, str | float]]:
     """The rollouts of a group for people: prompt, hint and response as texts, the verdict, and what came of it. Not a
     demonstration."""
-    prompt = group[0].prompt
-    given = {"prompt": decode(prompt.prompt_ids, tokenizer), "hint": decode(prompt.hint_ids, tokenizer)}
-    return [given | {"response": decode(rollout.response_ids, tokenizer), "reward": judged.reward,
-                     "reason": judged.reason, "index": prompt.problem.index, "sample": sample,
-                     "truncated": rollout.finish == "length", "hint_slices": prompt.hint_slices}
+    return [{"prompt": decode(rollout.prompt.prompt_ids, tokenizer), "hint": decode(rollout.prompt.hint_ids, tokenizer),
+             "response": decode(rollout.response_ids, tokenizer), "reward": judged.reward, "reason": judged.reason,
+             "index": rollout.prompt.problem.index, "sample": sample, "truncated": rollout.finish == "length",
+             "hint_slices": rollout.prompt.hint_slices}
             for sample, (rollout, judged) in enumerate(zip(group, scores, strict=True)) if not rollout.demonstration]

@@ -9,13 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from utils import checkpoint
 from utils.actor import Actor
+from utils.problem_state import ProblemState
 from utils.run import distributed, processes, stopping
 from utils.run.logger import Logger
 
 
 @dataclass
 class Saver:
-    """Writes checkpoints of the run that `run` describes; `saved` is the step of the newest, -1 where there is none."""
+    """Writes checkpoints of the run that `run` describes; `saved` is the step of the newest, -1 where there is none.
+    `state` is what the run keeps of each problem, if it does."""
 
     output_dir: str
     actor: Actor
@@ -26,6 +28,7 @@ class Saver:
     keep_every: int
     save_minutes: float
     saved: int
+    state: ProblemState | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -43,7 +46,8 @@ class Saver:
 
     def save(self, step: int) -> None:
         """All ranks call together."""
-        checkpoint.save(self.output_dir, step, self.actor, self.tokenizer, self.run, self.keep_last, self.keep_every)
+        checkpoint.save(self.output_dir, step, self.actor, self.tokenizer, self.run, self.keep_last, self.keep_every,
+                        self.state)
         self.saved, self.saved_at = step, time.monotonic()
         stopping.is_saved(step)
 

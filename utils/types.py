@@ -1,7 +1,7 @@
 """The values on their way from data to loss, Problem -> Prompt -> Rollout -> MicroBatch; and what an engine is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -33,7 +33,7 @@ class Problem:
 @dataclass(frozen=True)
 class Prompt:
     """What the model is given for one problem: `prompt_ids + hint_ids`. `hint_slices` slices were shown, `hint_share`
-    of the solution's characters."""
+    of the solution's characters; of a hint that is counted in tokens no slices, and `hint_share` of its tokens."""
 
     problem: Problem
     prompt_ids: list[int]
@@ -72,7 +72,8 @@ class MicroBatch:
             response of it.
         predictors: (N,) index into the R * L states of the state that predicts the token; targets: (N,) its id.
         response_mask, hint_mask, demonstration_mask: (N,) bool, one of them for each token. A response was sampled.
-        advantages: (N,) float, 0 on hint tokens.
+        advantages: (N,) float; of a hint token the sum over all responses behind it, which is the policy gradient of a
+            prefix that they share.
         engine_logprobs: (N,) what the engine computed when it sampled, 0 on other tokens.
         old_logprobs: (N,) under the policy at the start of the step; None where the step has a single update.
         ref_logprobs: (N,) under the reference; None without one.
@@ -105,18 +106,20 @@ class MicroBatch:
 @dataclass(frozen=True)
 class LongestGroup:
     """The most tokens that a group can have in training: a prefix, `responses` of `response` tokens each, and a
-    demonstration beside them. Without responses the prefix is a prompt and its demonstration."""
+    demonstration beside them. Without responses the prefix is a prompt and its demonstration. `solo` of the responses
+    stand alone, each behind a prefix of its own."""
 
     prefix: int
     responses: int = 0
     response: int = 0
     share_prefix: bool = True
     demonstration: int = 0
+    solo: int = 0
 
     @property
     def tokens(self) -> int:
-        """With the prefix once."""
-        return self.prefix + self.responses * self.response + self.demonstration
+        """With the prefix once, and without responses that stand alone."""
+        return self.prefix + (self.responses - self.solo) * self.response + self.demonstration
 
     @property
     def members(self) -> int:
@@ -125,24 +128,39 @@ class LongestGroup:
 
     @property
     def rows(self) -> int:
-        """Rows that it is packed into: one, or one for each member."""
-        return 1 if self.share_prefix or not self.responses else self.members
+        """Rows that it is packed into: one, and one for each that stands alone; or one for each member."""
+        return 1 + self.solo if self.share_prefix or not self.responses else self.members
+
+    @property
+    def members_of_row(self) -> int:
+        """Members of the longest row."""
+        return self.members - self.solo if self.share_prefix else min(1, self.members)
 
     @property
     def row_length(self) -> int:
-        """Tokens of such a row."""
-        return self.tokens if self.rows == 1 else self.prefix + max(self.response, self.demonstration)
+        """Tokens of the longest such row."""
+        if self.share_prefix or not self.responses:
+            return self.tokens
+        return self.prefix + max(self.response, self.demonstration)
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How responses are drawn: `group_size` of at most `max_response_length` tokens for each prompt, from the full
-    distribution at `temperature` (no top-p, no top-k); 0 is greedy."""
+    distribution at `temperature` (no top-p, no top-k); 0 is greedy. They are numbered from `first_sample` on: what a
+    step samples of a problem at one time and at another are different samples."""
 
     group_size: int
     max_response_length: int
     temperature: float
     seed: int = 0
+    first_sample: int = 0
+
+    def split(self, num_last: int) -> tuple["Sampling", "Sampling"]:
+        """The same samples by two calls: all but the last `num_last`, and these."""
+        num_first = self.group_size - num_last
+        return (replace(self, group_size=num_first),
+                replace(self, group_size=num_last, first_sample=self.first_sample + num_first))
 
 
 class Engine(Protocol):

@@ -182,8 +182,9 @@ def test_sft_is_the_mean_negative_log_likelihood_of_the_demonstrations(max_token
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(sizes=group_sizes, slack=st.integers(0, 60), seed=st.integers(0, 99))
 def test_every_token_is_scored_once_after_exactly_what_it_was_sampled_after(share_prefix, sizes, slack, seed):
-    """Hints once a group, response tokens once a rollout, with the advantage and the engine's log-probability of that
-    rollout. A state sees the ids before its target, at positions 0, 1, 2, ..., and nothing else."""
+    """Hints once a group, with the sum of its advantages; response tokens once a rollout, with the advantage and the
+    engine's log-probability of that rollout. A state sees the ids before its target, at positions 0, 1, 2, ..., and
+    nothing else."""
     groups = random_groups(sizes, seed)
     advantages = random_advantages(groups, seed)
     expected = Counter()
@@ -191,7 +192,7 @@ def test_every_token_is_scored_once_after_exactly_what_it_was_sampled_after(shar
         prompt = group[0].prompt
         before = tuple(prompt.prompt_ids)
         for token in prompt.hint_ids:
-            expected[before, token, "hint", 0.0, 0.0] += 1
+            expected[before, token, "hint", round(sum(of_group), 4), 0.0] += 1
             before += (token,)
         for rollout, advantage in zip(group, of_group, strict=True):
             seen = before
@@ -220,7 +221,7 @@ def test_the_eos_that_ended_a_response_is_scored():
     assert micro_batch.predictors.tolist() == [1, 2, 3, 2, 2, 6]
     assert micro_batch.targets.tolist() == [7, 8, EOS, EOS, 9, 8]
     assert micro_batch.hint_mask.tolist() == [True, False, False, False, False, False]
-    assert micro_batch.advantages.tolist() == [0, 1, 1, 2, 3, 3]
+    assert micro_batch.advantages.tolist() == [6, 1, 1, 2, 3, 3]
     assert micro_batch.engine_logprobs.tolist() == [0, -1, -2, -3, -4, -5]
     assert (micro_batch.old_logprobs, micro_batch.ref_logprobs) == (None, None)
 
@@ -279,7 +280,7 @@ def losses_and_leaf(seed=0, hint_advantage=0.0, script=uft, **flags):
 
 
 def test_hint_tokens_get_no_policy_gradient_no_kl_and_no_entropy():
-    """By the mask alone: here the hint tokens have advantages, where `pack` gives them zeros."""
+    """By the mask alone: the hint tokens have advantages."""
     losses, leaf, micro_batch = losses_and_leaf(hint_advantage=1.0)
     for name in ("pg_loss", "kl_loss", "entropy"):
         [gradient] = torch.autograd.grad(losses[name], leaf, retain_graph=True)
@@ -331,7 +332,8 @@ def test_the_gradient_without_old_logprobs_is_that_of_the_policy_gradient(script
     losses = losses_of_script(script, micro_batch, lambda _: (leaf[0], leaf[1]), None,
                               num_response_tokens=10, num_hint_tokens=10, **FLAGS)
     [gradient] = torch.autograd.grad(losses["pg_loss"], leaf)
-    torch.testing.assert_close(gradient[0], -micro_batch.advantages / 10, **CLOSE)
+    expected = torch.where(micro_batch.response_mask, -micro_batch.advantages / 10, 0.0)
+    torch.testing.assert_close(gradient[0], expected, **CLOSE)
     assert losses["kl_loss"] == 0
 
 

@@ -1,5 +1,6 @@
 """The in-process decoder against transformers' generate and the trainer's own forward pass."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -168,6 +169,19 @@ def test_samples_do_not_depend_on_what_else_is_in_the_batch(compactions):
         for a, b in zip(one, other, strict=True):
             close(a.logprobs, b.logprobs)
             assert (a.finish, a.prompt) == (b.finish, b.prompt)
+
+
+def test_samples_may_be_asked_for_in_several_calls_and_of_no_prompt():
+    """They are numbered: two calls give what one gives, in order; a call without prompts gives nothing."""
+    engine, prompts, whole = make_engine(), random_prompts(LENGTHS), Sampling(4, 40, 0.8)
+    together = engine.generate(prompts, whole, step=3)
+    first, last = whole.split(num_last=1)
+    assert (first.group_size, first.first_sample, last.group_size, last.first_sample) == (3, 0, 1, 3)
+    parts = engine.generate(prompts, first, step=3), engine.generate(prompts, last, step=3)
+    assert ids_of([some + one for some, one in zip(*parts, strict=True)]) == ids_of(together)
+    assert ids_of(engine.generate(prompts, replace(whole, first_sample=4), step=3)) != ids_of(together)
+    assert [part.first_sample for part in replace(whole, first_sample=4).split(num_last=2)] == [4, 6]
+    assert engine.generate([], whole, step=3) == []
 
 
 def test_a_small_cache_makes_several_batches_of_the_same_samples(monkeypatch):

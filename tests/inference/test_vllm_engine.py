@@ -57,6 +57,9 @@ def test_a_sample_is_a_function_of_seed_step_problem_and_sample(results, case):
     together = samples["together"]
     assert samples["again"] == samples["backwards"] == together
     assert samples["fewer"] == [group[:2] for group in together]
+    assert samples["last_ones"] == [group[1:] for group in together]  # by a second call
+    assert samples["last_one"] == [group[-1:] for group in together]
+    assert samples["of_one_rank"] == together  # the other had no prompts
     assert all(len({tuple(ids) for ids in group}) > 1 for group in together)  # samples of a group differ
     assert samples["other_seed"] != together and samples["other_step"] != together
 

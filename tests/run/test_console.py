@@ -11,9 +11,9 @@ from utils.run.console import evaluation_table
 from utils.run.logger import Logger
 from utils.run.output_dir import read_jsonl
 
-STEP = {"reward": 0.25, "accuracy": 0.125, "hint_slices": 1.5, "tokens_per_second": 2345.6, "loss": 0.5,
+STEP = {"reward": 0.25, "accuracy": 0.125, "hint_share": 0.375, "tokens_per_second": 2345.6, "loss": 0.5,
         "seconds/update": 1.25, "seconds/mean_rank": 9.0, "entropy": 0.1, "kl_loss": float("nan")}
-SHOWN = "loss 0.500, reward 0.250, accuracy 12.5%, hint 1.5 slices, 2,346 tokens/s"
+SHOWN = "loss 0.500, reward 0.250, accuracy 12.5%, hint 38%, 2,346 tokens/s"
 FLAT = {"flat_groups": 0.95, "accuracy": 0.5, "format": 1.0}
 
 

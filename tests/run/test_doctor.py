@@ -60,7 +60,7 @@ def after(*phases):
 
 
 FLAT = {"flat_groups": 0.95, "accuracy": 0.5}
-HINTS = {"hint_slices": 2.0, "whole_hints": 0.1}
+HINTS = {"hint_tokens": 2.0, "whole_hints": 0.1}
 SLOW_RANK = {"slowest_rank": 1, "seconds/slowest_rank": 0.3, "seconds/mean_rank": 0.2}
 FINDINGS = [  # name, lines, what is said of them
     ("mismatch", after((10, {"logprob_mismatch": 0.002}), (10, {"logprob_mismatch": 0.03})), "from 0.002 to 0.03 nats"),

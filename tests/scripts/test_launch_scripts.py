@@ -16,7 +16,7 @@ from inference import hybrid_engine
 from tests.helpers import shells
 from tests.helpers.launching import ROOT
 from tests.helpers.shells import make_environment
-from training import chord, hpt, luffy, r3, rft, sft, srft, stage, uft
+from training import adaback, chord, ghpo, hpt, luffy, prefix_rft, r3, rft, sft, srft, stage, uft, uft_adaptive
 from training import eval as eval_script
 from utils.run import processes
 from utils.run.cli import run_script
@@ -28,7 +28,8 @@ from utils.setup.shapes import SHAPES
 from utils.tasks import countdown
 
 SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt,
-           "srft": srft, "eval": eval_script}
+           "srft": srft, "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive,
+           "eval": eval_script}
 QWEN3B = "Qwen/Qwen2.5-3B"
 
 # The authors' defaults, flag -> value.
@@ -46,6 +47,7 @@ EVAL = {"max_prompt_length": 1024, "max_response_length": 1024}
 AS_THE_MACHINE_NEEDS = {"zero_stage", "dtype", "gradient_checkpointing", "offload", "max_tokens_per_micro_batch",
                         "kv_cache_gb", "engine_memory_fraction", "free_replica", "sleep_level", "engine", "seed",
                         "model", "data", "output_dir"}
+OF_WORDS = {"prefix_loss": "top"}  # of recipes
 
 # script -> (training script, processes, model, recipe) of each command it starts, under --check
 EXPECTED = {
@@ -59,6 +61,14 @@ EXPECTED = {
     "chord_qwen3b": [("chord", 4, QWEN3B, DEMONSTRATED | {"phi": 1, "mu_peak": 0.1, "mu_valley": 0.1})],
     "hpt_qwen3b": [("hpt", 4, QWEN3B, DEMONSTRATED | {"gate": 0, "sft_coef": 1})],
     "srft_qwen3b": [("srft", 4, QWEN3B, WITHOUT_RATIO | {"sft_coef": 0.5, "right_coef": 0.1, "shaping": 0.1})],
+    "adaback_qwen3b": [("adaback", 4, QWEN3B, GRPO | {
+        "kl_coef": 0, "entropy_coef": 0, "hint_slices_max": 0, "hint_free": 0.1, "solved": 0.5, "mean_rate": 0.1})],
+    "ghpo_qwen3b": [("ghpo", 4, QWEN3B, GRPO | {"kl_coef": 0, "hint_rounds": 3})],
+    "prefix_rft_qwen3b": [("prefix_rft", 4, QWEN3B, GRPO | {
+        "kl_coef": 0, "p_high": 0.95, "p_low": 0.05, "prefix_top": 0.2})],
+    "uft_adaptive_qwen3b": [("uft_adaptive", 4, QWEN3B, GRPO | {
+        "hint_slices_max": 5, "p_high": 0.95, "hint_rate": 0.5, "target_accuracy": 0.5, "mean_rate": 0.1,
+        "sft_coef": 0.001})],
     "eval_qwen3b": [("eval", 1, QWEN3B, EVAL)],
     "uft_qwen0.5b": [("uft", 2, "Qwen/Qwen2.5-0.5B", UFT)],
     "uft_qwen0.5b_1gpu": [("uft", 1, "Qwen/Qwen2.5-0.5B", UFT | {"group_size": 2})],
@@ -155,6 +165,7 @@ def test_script_states_the_recipe_and_its_plan_is_the_recipes(bash, data, monkey
         found_processes, found_script, flags = parts(words)
         assert (found_processes, found_script) == (num_processes, script)
         assert flags.pop("check") == "" and (flags["data"], flags["model"], flags["seed"]) == ("countdown", model, "0")
+        assert all(flags.pop(flag, word) == word for flag, word in OF_WORDS.items())
         stated = {flag: float(value or 1) for flag, value in flags.items() if flag not in AS_THE_MACHINE_NEEDS}
         assert stated == recipe
 
@@ -227,10 +238,11 @@ def run_of(script: str, flags: dict[str, str], num_processes: int, gigabytes: in
     """The run of these flags on such GPUs."""
     group_size, (prompt, response, demonstration) = samples_of(script, flags), (int(flags.get(name, 0)) for name in (
         "max_prompt_length", "max_response_length", "max_demonstration_length"))
+    in_row = group_size - (script == "prefix_rft")  # one response has a prompt of its own
     return Run(
         weight_bytes=2, gpu_bytes=CARDS[gigabytes] * GIB, processes=num_processes, engine=engine, group_size=group_size,
-        row_length=prompt + group_size * response + demonstration if group_size else int(flags["max_length"]),
-        rows_per_prompt=1, max_demonstration_length=demonstration,
+        row_length=prompt + in_row * response + demonstration if group_size else int(flags["max_length"]),
+        rows_per_prompt=1 + group_size - in_row, max_demonstration_length=demonstration,
         has_reference=float(flags.get("kl_coef", 0)) > 0, test_problems=1_024, max_prompt_length=prompt,
         max_response_length=response, offload="offload" in flags, free_replica="free_replica" in flags,
         gradient_checkpointing="gradient_checkpointing" in flags,

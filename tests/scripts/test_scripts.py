@@ -13,15 +13,32 @@ import pytest
 import tyro
 
 from inference import generate
-from training import chord, hpt, luffy, r3, rft, sft, srft, stage, tiny_base, uft
+from training import (
+    adaback,
+    chord,
+    ghpo,
+    hpt,
+    luffy,
+    prefix_rft,
+    r3,
+    rft,
+    sft,
+    srft,
+    stage,
+    tiny_base,
+    uft,
+    uft_adaptive,
+)
 from training import eval as eval_script
 from utils import ROOT
 from utils.run.errors import Range
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft,
-           "sft": sft, "eval": eval_script}
+           "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive, "sft": sft,
+           "eval": eval_script}
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
-ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo", "luffy", "chord", "hpt", "srft"}  # "stage" is also DeepSpeed's word
+ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo", "luffy", "chord", "hpt", "srft", "adaback", "ghpo", "prefix_rft",
+              "adaptive", "uft_adaptive"}  # "stage" is also DeepSpeed's word
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
     ("rft", "stage"): 33,
     ("rft", "r3"): 22,
@@ -30,20 +47,27 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "chord"): 42,
     ("rft", "hpt"): 35,
     ("rft", "srft"): 66,
+    ("rft", "adaback"): 41,
+    ("rft", "ghpo"): 25,
+    ("rft", "prefix_rft"): 48,
+    ("uft", "uft_adaptive"): 41,
 }
-LACKS_MUCH = {("rft", "srft")}  # 28 lines: it has no ratio, so no clip, no old log-probabilities, no flags of these
+LACKS_MUCH = {("rft", "srft"), ("rft", "prefix_rft")}  # what reads the engine's log-probabilities; srft: ratio and clip
 
 DEMONSTRATED = ("luffy", "chord", "hpt", "srft")  # a demonstration stands beside the samples
-RL = ("rft", "stage", "r3", "uft", *DEMONSTRATED)
+HINTED = ("stage", "r3", "uft", "adaback", "ghpo", "prefix_rft", "uft_adaptive")  # some see a part of the solution
+RL = ("rft", *HINTED, *DEMONSTRATED)
+NO_KL = ("adaback", "ghpo", "prefix_rft", *DEMONSTRATED)  # as in the papers
 
 # Defaults that differ on purpose: flag -> {script: default}. All others agree wherever two scripts have the flag.
 OWN_DEFAULTS = {
     "total_steps": dict.fromkeys(RL, 500) | {"sft": 200},  # sft: 5 epochs of 10,240 in batches of 256
     "mini_batch_prompts": dict.fromkeys(RL, 64) | {"sft": 256},  # sft: one update per step
-    "kl_coef": dict.fromkeys(("rft", "stage", "r3", "uft"), 0.001) | dict.fromkeys(DEMONSTRATED, 0.0),  # the papers'
-    "advantage_std": dict.fromkeys(RL, True) | {"luffy": False, "hpt": False},
-    "sft_coef": {"stage": 0.001, "uft": 0.001, "hpt": 1.0, "srft": 0.5},
-    "entropy_coef": dict.fromkeys(RL, 0.001) | {"srft": 0.0},
+    "kl_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(NO_KL, 0.0),
+    "advantage_std": dict.fromkeys(RL, True) | dict.fromkeys(("prefix_rft", "luffy", "hpt"), False),
+    "sft_coef": dict.fromkeys(("stage", "uft", "uft_adaptive", "prefix_rft"), 0.001) | {"hpt": 1.0, "srft": 0.5},
+    "entropy_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(("adaback", "srft"), 0.0),
+    "hint_slices_max": dict.fromkeys(("stage", "r3", "uft", "uft_adaptive"), 5) | {"adaback": 0},  # 0: in tokens
     "lr": dict.fromkeys(RL, 1e-6) | {"sft": 1e-5},
     "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},
     "max_prompt_length": dict.fromkeys((*RL, "sft"), 256) | {"eval": 0},  # eval: those of the checkpoint's run

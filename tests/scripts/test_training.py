@@ -488,9 +488,9 @@ def test_sft_starts_at_the_models_loss_and_lowers_it(exact_runs, exact_base_mode
 
 def test_dump_batch_tells_prompt_hint_and_responses_apart(uft_launch, countdown_data):
     printed = uft_launch[1]
-    assert printed.count("tokens, no loss): ") == printed.count("tokens, sft_loss): ") == 1  # one process prints
+    assert printed.count("tokens, no loss): ") == printed.count("tokens, sft_loss, ") == 1  # one process prints
     assert printed.count("tokens, pg_loss with advantage ") == 4
     prompt = printed.split("tokens, no loss): ")[1].split("\nhint (")[0]
     [problem] = [one for one in load_problems(str(countdown_data), "train") if one.prompt == prompt]
-    hint = printed.split("tokens, sft_loss): ")[1].split("\nresponse (")[0].replace("|", "")
+    hint = printed.split("tokens, sft_loss, advantage +0.000): ")[1].split("\nresponse (")[0].replace("|", "")
     assert hint and "".join(problem.solution).startswith(hint)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig
 
 from tests.helpers import chat, checkpoints
 from tests.helpers.launching import launch, start, succeed, survivors, to_words
-from training import chord, hpt, luffy, r3, rft, sft, srft, stage, uft
+from training import adaback, chord, ghpo, hpt, luffy, prefix_rft, r3, rft, sft, srft, stage, uft, uft_adaptive
 from training import eval as eval_script
 from utils import checkpoint, data
 from utils.data import load_problems
@@ -24,7 +24,8 @@ from utils.run.cli import run_script
 from utils.run.logger import Logger
 
 DEMONSTRATED = {"luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft}
-SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script} | DEMONSTRATED
+HINTED = {"adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive}
+SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script} | DEMONSTRATED | HINTED
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
                                              "max_tokens_per_micro_batch")}
 
@@ -159,6 +160,13 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("sft", {"max_tokens_per_micro_batch": 100}, "flag --max_tokens_per_micro_batch 100: must hold --max_length = 128"),
     ("sft", {"mini_batch_prompts": 5}, "flag --mini_batch_prompts 5 must divide --prompts_per_step 16"),
     ("eval", {"eval_problems": 33}, "flag --eval_problems 33: is more than the 32 test problems"),
+    ("prefix_rft", {"old_logprobs": "engine"}, "flag --old_logprobs engine: no engine has sampled the prefixes"),
+    ("prefix_rft", {"max_tokens_per_micro_batch": 207},
+     "--max_tokens_per_micro_batch 207: must hold --max_prompt_length + 3 responses of --max_response_length = 208"),
+    ("prefix_rft", {"prefix_top": 1.5}, "flag --prefix_top 1.5: must lie between 0 and 1"),
+    ("adaback", {"hint_free": -0.1}, "flag --hint_free -0.1: must lie between 0 and 1"),
+    ("ghpo", {"hint_rounds": -1}, "flag --hint_rounds -1: must not be negative"),
+    ("uft_adaptive", {"target_accuracy": 2}, "flag --target_accuracy 2.0: must lie between 0 and 1"),
     ("eval", {"data": "/no/such/folder"}, "flag --data /no/such/folder"),
     ("eval", {"kv_cache_gb": -1}, "flag --kv_cache_gb -1.0: must be greater than 0"),
     ("eval", {"num_samples": -1}, "flag --num_samples -1: must not be negative"),
@@ -248,7 +256,8 @@ def changed_data(countdown_data: Path, folder: Path, split: str, change) -> Path
 
 @pytest.mark.parametrize(("name", "column"), [
     *((name, column) for name in ("rft", "sft", "uft") for column in ("data_source", "prompt", "reward_model")),
-    ("uft", "hint"), ("stage", "hint"), ("r3", "hint"), *((name, "answer") for name in ("sft", *DEMONSTRATED)),
+    *((name, "hint") for name in ("uft", "stage", "r3", *HINTED)),
+    *((name, "answer") for name in ("sft", *DEMONSTRATED)),
 ])
 def test_missing_column(call, flags, countdown_data, tmp_path, name, column):
     folder = changed_data(countdown_data, tmp_path / "data", "train", lambda table: table.drop_columns([column]))

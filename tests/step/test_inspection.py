@@ -43,7 +43,7 @@ def test_prompt_hint_and_responses_are_told_apart():
     [micro_batch] = pack([make_group("ask ", "hi", "ok" + END, "no", "q", END)], [[1.0, -0.5, 0.0, 2.0]], 100, CPU)
     assert lines_of(micro_batch) == [
         "prompt (4 tokens, no loss): ask ",
-        "hint (2 tokens, sft_loss): h|i",
+        "hint (2 tokens, sft_loss, advantage +2.500): h|i",
         response(f"o|k|{END}", 3, "+1.000"),
         response("n|o", 2, "-0.500"),
         response("q", 1, "+0.000"),
@@ -61,18 +61,21 @@ def test_a_group_without_a_hint():
     ]
 
 
-def test_of_several_groups_in_a_row_only_the_first_is_shown():
+def test_of_several_groups_in_a_row_the_first_with_a_hint_is_shown_or_else_the_first():
     for first_hint in ("", "hi"):
         for second_hint in ("", "ho"):
             groups = [make_group("ask ", first_hint, "ab", "c"), make_group("p", second_hint, "de", "f")]
-            micro_batch = _tensors([[Segment(group, [1.0, 2.0]) for group in groups]], CPU)
+            advantages = [[1.0, 2.0], [-0.0004, 0.0]]
+            row = [Segment(group, own, own) for group, own in zip(groups, advantages, strict=True)]
+            micro_batch = _tensors([row], CPU)
             assert micro_batch.input_ids.shape[0] == 1
-            assert lines_of(micro_batch) == [
-                "prompt (4 tokens, no loss): ask ",
-                f"hint ({len(first_hint)} tokens, sft_loss): {'|'.join(first_hint)}",
-                response("a|b", 2, "+1.000"),
-                response("c", 1, "+2.000"),
-            ]
+            first = ["prompt (4 tokens, no loss): ask ", "hint (2 tokens, sft_loss, advantage +3.000): h|i",
+                     response("a|b", 2, "+1.000"), response("c", 1, "+2.000")]
+            if not first_hint:
+                first[1] = "hint (0 tokens, sft_loss): "
+            second = ["prompt (1 tokens, no loss): p", "hint (2 tokens, sft_loss, advantage +0.000): h|o",
+                      response("d|e", 2, "-0.000"), response("f", 1, "+0.000")]
+            assert lines_of(micro_batch) == (second if second_hint and not first_hint else first)
 
 
 def test_of_several_rows_only_the_first_group_is_shown():
@@ -88,10 +91,11 @@ def test_of_several_demonstrations_only_the_first_is_shown():
     problems = [make_problem(0, "ask ", demonstration="yes, well"), make_problem(1, "p", demonstration="no")]
     prompts = PromptBuilder(TOKENIZER, 0, False)
     groups = [[Rollout(prompts.demonstration(problem), [], [], "stop")] for problem in problems]
-    for micro_batch in (pack(groups, [[0.0]] * 2, 100, CPU)[0], _tensors([[Segment(g, [0.0]) for g in groups]], CPU)):
+    in_a_row = _tensors([[Segment(group, [0.0], [0.0]) for group in groups]], CPU)
+    for micro_batch in (pack(groups, [[0.0]] * 2, 100, CPU)[0], in_a_row):
         assert lines_of(micro_batch) == [
             "prompt (4 tokens, no loss): ask ",
-            f"hint (10 tokens, sft_loss): {'|'.join('yes, well')}|{END}",
+            f"hint (10 tokens, sft_loss, advantage +0.000): {'|'.join('yes, well')}|{END}",
         ]
 
 

@@ -113,8 +113,8 @@ def run(case: Case, folder: Path) -> dict:
     def greedy() -> list:
         return [ids_of(some.generate(prompts, Sampling(1, LIMIT, temperature=0.0))) for some in (engine, ours)]
 
-    def sampled(some_prompts, group_size=GROUP_SIZE, seed=3, step=5):
-        return engine.generate(some_prompts, Sampling(group_size, LIMIT, TEMPERATURE, seed), step=step)
+    def sampled(some_prompts, group_size=GROUP_SIZE, seed=3, step=5, first=0):
+        return engine.generate(some_prompts, Sampling(group_size, LIMIT, TEMPERATURE, seed, first), step=step)
 
     engine.sync()
     ours.sync()
@@ -126,6 +126,8 @@ def run(case: Case, folder: Path) -> dict:
     again, backwards = ids_of(sampled(prompts)), ids_of(sampled(prompts[::-1]))[::-1]
     fewer, other_seed, other_step = (ids_of(sampled(prompts, **change)) for change in (
         {"group_size": 2}, {"seed": 4}, {"step": 6}))
+    last_ones, last_one = (ids_of(sampled(prompts, GROUP_SIZE - first, first=first)) for first in (1, GROUP_SIZE - 1))
+    of_one_rank = ids_of(sampled(prompts if distributed.is_main() else []))
     many = engine.generate(prompts, Sampling(200, 1, temperature=2.0))  # nearly uniform: with top-k two tokens
 
     micro_batches, _ = zero_worker.packed(zero_worker.make_mini_batches()[0])
@@ -146,7 +148,8 @@ def run(case: Case, folder: Path) -> dict:
         "plain_mismatch": plain_mismatch,
         "greedy": of_ranks([greedy_before, greedy_after]),
         "samples": {"together": together, "again": again, "backwards": backwards, "fewer": fewer,
-                    "other_seed": other_seed, "other_step": other_step},
+                    "other_seed": other_seed, "other_step": other_step, "last_ones": last_ones, "last_one": last_one,
+                    "of_one_rank": of_one_rank},
         "finishes": of_ranks([(rollout.finish, rollout.response_ids) for rollout in rollouts]),
         "distinct_first_tokens": len({rollout.response_ids[0] for group in many for rollout in group}),
     }

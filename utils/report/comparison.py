@@ -84,9 +84,15 @@ def base_of(groups: dict[str, list[list[dict]]]) -> dict | None:
     return min(firsts, key=lambda line: line[ACCURACY], default=None)
 
 
+def that_have(lines: dict[str, list[list[dict]]], *names: str) -> dict[str, list[list[dict]]]:
+    """The groups of runs in which one of these metrics is ever other than 0."""
+    return {group: runs for group, runs in lines.items()
+            if any(line.get(name) for run in runs for line in run for name in names)}
+
+
 def plot_comparison(output_dirs: Sequence[Path], path: Path) -> None:
     """Writes the figure: a column per task; above the accuracy over the steps, with base and best constant answer,
-    below the slices shown."""
+    below the slices shown, or where a run counts its hints in tokens the share of the solution."""
     tasks = by_task(output_dirs)
     names = list(dict.fromkeys(group for groups in tasks.values() for group in groups))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
@@ -103,11 +109,11 @@ def plot_comparison(output_dirs: Sequence[Path], path: Path) -> None:
             accuracy.axhline(constant, color="grey", linestyle="-.", linewidth=1, label="best constant pattern")
         accuracy.set(title=f"{task}, {seed_counts(groups)}", ylabel="accuracy, greedy, no hint")
         accuracy.set_ylim(bottom=0)
-        hinted = {group: runs for group, runs in lines.items()
-                  if any(line.get("hint_slices") for run in runs for line in run)}
+        hinted, in_tokens = that_have(lines, "hint_slices", "hint_share"), that_have(lines, "rollouts/hinted")
         zero = [group for group in lines if group not in hinted]
-        draw_groups(hints, hinted, "hint_slices", colours)
-        hints.set(xlabel=f"step (no hints: {', '.join(zero)})" if zero else "step", ylabel="slices shown per problem")
+        draw_groups(hints, hinted, "hint_share" if in_tokens else "hint_slices", colours)
+        hints.set(xlabel=f"step (no hints: {', '.join(zero)})" if zero else "step",
+                  ylabel="share of the solution shown" if in_tokens else "slices shown per problem")
     handles = {label: handle for axes in rows.flat for handle, label in zip(*axes.get_legend_handles_labels(),
                                                                             strict=True)}
     order = [*names, "base", "best constant pattern"]

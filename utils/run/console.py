@@ -15,7 +15,7 @@ STEP_FIELDS = {  # metric -> how a step shows it, where the script logged it
     "loss": "loss {:.3f}",
     "reward": "reward {:.3f}",
     "accuracy": "accuracy {:.1%}",
-    "hint_slices": "hint {:.1f} slices",
+    "hint_share": "hint {:.0%}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 VERBOSE_FIELDS = {

@@ -122,7 +122,7 @@ def _cut(tens: _Tens) -> str | None:
         return None
     start, repeats = f"{cut:.0%} of the responses are cut at the length limit", tens.now("repeated") / cut
     hints = ""
-    if tens.now("hint_slices") > 0:
+    if tens.now("hint_tokens") > 0:
         whole = tens.now("whole_hints")
         hints = f"; hints show no end ({whole:.0%} reach that of a solution, none that of an answer)"
     if repeats > 0.5:
@@ -154,7 +154,7 @@ def _hacking(tens: _Tens) -> str | None:
 
 
 def _flat(tens: _Tens) -> str | None:
-    flat, right, answered, hints = map(tens.now, ("flat_groups", "accuracy", "format", "hint_slices"))
+    flat, right, answered, hints = map(tens.now, ("flat_groups", "accuracy", "format", "hint_tokens"))
     if not flat > 0.9 or right > 0.5 and hints > 0:
         return None
     if answered < 0.5:
@@ -174,7 +174,7 @@ def _entropy(tens: _Tens) -> str | None:
     highest = max(before, default=0.0)
     if not 0 < now < highest / 10 or tens.now("accuracy") >= 0.9:
         return None
-    if tens.now("hint_slices") > tens.before("hint_slices")[before.index(highest)]:
+    if tens.now("hint_tokens") > tens.before("hint_tokens")[before.index(highest)]:
         return None
     return (f"entropy has collapsed, from {highest:.2g} to {now:.2g} nats a token: the model tries nothing new; raise "
             "--entropy_coef or --temperature, or lower --lr")

@@ -89,7 +89,7 @@ def _micro_batch(rows: int, length: int, longest: LongestGroup, device: torch.de
     branch_ids = segment_ids
     if longest.responses:
         beyond = torch.arange(length) - longest.prefix
-        last = longest.members if longest.rows == 1 else 1  # longer than others where it is a demonstration
+        last = longest.members_of_row  # longer than others where it is a demonstration
         branch_ids = (beyond.div(longest.response, rounding_mode="floor") + 1).clamp(PREFIX, last) + segment_ids
     return MicroBatch(ids, ids, segment_ids, branch_ids, torch.arange(rows * length, device=device), flat, mask, ~mask,
                       ~mask, flat.float(), flat.float())

@@ -73,7 +73,9 @@ class Run(Generation):
         """Tokens of the responses, and of the demonstration, that follow a prefix in the longest row."""
         demonstration = [self.max_demonstration_length] if self.max_demonstration_length else []
         members = [self.max_response_length] * self.group_size + demonstration
-        return members if self.rows_per_prompt == 1 else [max(members)]
+        if self.rows_per_prompt == 1:
+            return members
+        return [max(members)] * ((self.row_length - self.max_prompt_length) // max(members))
 
     @property
     def gradient_bytes(self) -> int:

@@ -13,6 +13,7 @@ from utils.adapters import Lora, LoraFlags, num_learning
 from utils.data import fingerprint
 from utils.policy import memory_of
 from utils.pretrained import resolve_dtype
+from utils.problem_state import ProblemState
 from utils.prompts import PromptBuilder
 from utils.run import distributed, stopping
 from utils.run.errors import check_ranges, require, require_divides
@@ -78,7 +79,7 @@ class Flags(OwnFlags, LoraFlags, Protocol):
 class Plan:
     """A checked run. `problems` are those of training, `run` what a resumed run must have in common with it, `start`
     the updates that are done, `changes` what differs from the checkpoint by --allow_changes, `num_adapted` the
-    parameters of adapters."""
+    parameters of adapters, `state` what the run keeps of each training problem, if it does."""
 
     flags: Flags
     longest: LongestGroup
@@ -89,6 +90,7 @@ class Plan:
     start: int
     changes: Sequence[str]
     num_adapted: int
+    state: ProblemState | None = None
 
     @property
     def lora(self) -> Lora | None:
@@ -118,7 +120,8 @@ class Plan:
     @property
     def most_tokens(self) -> int:
         """Of the members of a mini-batch's groups, on all processes, where all are as long as allowed."""
-        return self.flags.mini_batch_prompts * (self.longest.tokens - self.longest.prefix)
+        longest = self.longest
+        return self.flags.mini_batch_prompts * (longest.responses * longest.response + longest.demonstration)
 
     @property
     def greedy(self) -> Sampling:
@@ -137,14 +140,14 @@ class Plan:
         if self.flags.overwrite:
             checkpoint.clear(self.flags.output_dir)
         if self.flags.resume:
-            checkpoint.load(self.flags.output_dir, self.start, actor)
+            checkpoint.load(self.flags.output_dir, self.start, actor, self.state)
             checkpoint.complete(self.flags.output_dir, self.start, actor, self.tokenizer)
 
     def saver(self, actor: Actor, logger: Logger) -> Saver:
         """From here on a signal to stop is heeded: called after the libraries that set handlers of their own."""
         flags = self.flags
         return Saver(flags.output_dir, actor, self.tokenizer, self.run, logger, flags.keep_last, flags.keep_every,
-                     flags.save_minutes, saved=self.start if flags.resume else -1)
+                     flags.save_minutes, saved=self.start if flags.resume else -1, state=self.state)
 
     def open_logger(self) -> Logger:
         """The run's logger, which has told what the run begins with. --profile_steps is prepared."""
@@ -212,10 +215,11 @@ class Plan:
 
 def make_plan(
     flags: Flags, longest: LongestGroup, *, needs: Sequence[str] = (), temperature: float = 1.0,
-    has_reference: bool = False,
+    has_reference: bool = False, keeps: Mapping[str, float] | None = None,
 ) -> Plan:
     """Check all that can be wrong before a model loads. `needs` names what every training problem must have, "hint" or
-    "answer", which demonstrations beside responses need anyway; `temperature` is that of sampling.
+    "answer", which demonstrations beside responses need anyway; `temperature` is that of sampling; `keeps` names the
+    numbers that the run keeps of each of them, with the values they begin with (problem_state.py).
 
     Raises:
         BadInput: the flag, its value and the rule.
@@ -239,6 +243,8 @@ def make_plan(
     if longest.demonstration:
         longest_is = (f"--max_prompt_length + {longest.responses} responses of --max_response_length + "
                       "--max_demonstration_length")
+    elif longest.solo:
+        longest_is = f"--max_prompt_length + {longest.responses - longest.solo} responses of --max_response_length"
     elif not longest.responses:
         longest_is = "--max_length"
     if inputs.prompts is not None and (longest.demonstration or not longest.responses):
@@ -252,7 +258,8 @@ def make_plan(
     run = checkpoint.describe_run(settings, fingerprints)
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
                                      flags.allow_changes)
-    return Plan(flags, longest, inputs, problems, has_reference, run, start, changes, num_adapted)
+    state = ProblemState(keeps) if keeps else None
+    return Plan(flags, longest, inputs, problems, has_reference, run, start, changes, num_adapted, state)
 
 
 def demonstration_limit(longest: LongestGroup) -> tuple[str, int]:
