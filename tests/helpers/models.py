@@ -165,7 +165,8 @@ def counted_by_script(
     script: ModuleType, mini_batch: Sequence[MicroBatch], most_tokens: float = math.nan, constant: bool = False
 ) -> dict[str, float]:
     """The normalisers of the losses of a mini-batch, {name: tokens}, by its own lines."""
-    names = vars(script) | {"mini_batch": mini_batch, "plan": SimpleNamespace(most_tokens=most_tokens),
+    plan = SimpleNamespace(most_tokens=most_tokens, most_response_tokens=most_tokens)
+    names = vars(script) | {"mini_batch": mini_batch, "plan": plan,
                             "args": SimpleNamespace(constant_normaliser=constant)}
     lines = lines_of_script(script, "= count_tokens(", "for number, micro_batch in ")
     exec(lines, names)  # noqa: S102

@@ -182,9 +182,10 @@ def test_a_constant_normaliser_by_hand():
 
 def test_the_constant_is_all_members_at_full_length():
     """Without the prefix; LUFFY's sampled members are one fewer, whose place the demonstration has."""
-    for longest, expected in ((LongestGroup(50, 4, 100), 8 * 400), (LongestGroup(50, 3, 100, False, 70), 8 * 370)):
+    for longest, responses, members in ((LongestGroup(50, 4, 100), 8 * 400, 8 * 400),
+                                        (LongestGroup(50, 3, 100, False, 70), 8 * 300, 8 * 370)):
         plan = SimpleNamespace(flags=SimpleNamespace(mini_batch_prompts=8), longest=longest)
-        assert Plan.most_tokens.fget(plan) == expected
+        assert (Plan.most_response_tokens.fget(plan), Plan.most_tokens.fget(plan)) == (responses, members)
 
 
 def test_an_upper_clip_of_its_own_and_none():

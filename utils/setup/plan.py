@@ -118,10 +118,14 @@ class Plan:
         return self.flags.prompts_per_step // self.flags.mini_batch_prompts
 
     @property
+    def most_response_tokens(self) -> int:
+        """Of a mini-batch, on all processes, where all responses are as long as allowed."""
+        return self.flags.mini_batch_prompts * self.longest.responses * self.longest.response
+
+    @property
     def most_tokens(self) -> int:
-        """Of the members of a mini-batch's groups, on all processes, where all are as long as allowed."""
-        longest = self.longest
-        return self.flags.mini_batch_prompts * (longest.responses * longest.response + longest.demonstration)
+        """The same with the demonstrations beside the responses."""
+        return self.most_response_tokens + self.flags.mini_batch_prompts * self.longest.demonstration
 
     @property
     def greedy(self) -> Sampling:
