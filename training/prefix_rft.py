@@ -229,7 +229,7 @@ def main(args: Args) -> None:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
             num_tokens = num_response_tokens + num_hint_tokens * (args.prefix_loss in ("top", "all"))
-            num_pg_tokens = plan.most_tokens if args.constant_normaliser else num_tokens
+            num_pg_tokens = plan.most_response_tokens if args.constant_normaliser else num_tokens
             for number, micro_batch in enumerate(mini_batch, start=1):
                 logprobs, entropies = actor(micro_batch)  # (N,), (N,)
                 old_logprobs = logprobs.detach() if micro_batch.old_logprobs is None else micro_batch.old_logprobs

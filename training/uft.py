@@ -68,6 +68,7 @@ class Args:
     resume: bool = False  # go on from the latest checkpoint in output_dir
     resume_step: NotNegative[int] = 0  # with resume: the checkpoint to go on from; 0 is the latest
     allow_changes: bool = False  # with resume: settings and data may differ from the checkpoint's
+    reshape: bool = False  # with resume: processes, zero_stage and offload may differ, states are cut anew
     overwrite: bool = False  # replace the run in output_dir
 
     # a step

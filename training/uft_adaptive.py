@@ -236,7 +236,7 @@ def main(args: Args) -> None:
         losses = LossSums()
         for mini_batch in mini_batches:
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
-            num_pg_tokens = plan.most_tokens if args.constant_normaliser else num_response_tokens
+            num_pg_tokens = plan.most_response_tokens if args.constant_normaliser else num_response_tokens
             num_hint_tokens = count_tokens([micro_batch.hint_mask for micro_batch in mini_batch])
             for number, micro_batch in enumerate(mini_batch, start=1):
                 logprobs, entropies = actor(micro_batch)  # (N,), (N,)

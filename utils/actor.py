@@ -26,6 +26,7 @@ from utils.metrics import StateGradients
 from utils.packing import ONE_ROW, ROWS_OF_ALL_KINDS, trial
 from utils.policy import Policy, own_logprobs
 from utils.pretrained import load_model
+from utils.reshape import put, read_pieces
 from utils.run import distributed, stopping, watchdog
 from utils.run.errors import RunStopped
 from utils.types import MicroBatch
@@ -244,8 +245,9 @@ class Actor(Scorer):
         if self.has_adapters and distributed.is_keeper():
             (folder / BASE).write_text(self.base_digest)
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote; same world size and ZeRO stage.
+    def load(self, folder: Path, reshape: bool = False) -> None:
+        """Restore what `save` wrote; with the same number of processes, ZeRO stage and place of the optimiser, or with
+        `reshape` any.
 
         Raises:
             RunStopped: adapters were learnt beside other frozen weights than those of the present model.
@@ -254,6 +256,11 @@ class Actor(Scorer):
             raise RunStopped(f"--resume: the weights of {self.model.name_or_path} are others than those that the "
                              f"adapters in {folder} were learnt beside; the frozen weights are not in a checkpoint")
         with weights_only():
+            if reshape:
+                learning = {name: parameter for name, parameter in self.policy.named_parameters()
+                            if parameter.requires_grad}
+                pieces = read_pieces(folder / "deepspeed", list(learning))
+                return put(pieces, learning, self.optimizer, self.zero_stage, self.offload)
             path, _ = self.ds_engine.load_checkpoint(str(folder), tag="deepspeed",
                                                      load_module_strict=not self.has_adapters)
         assert path is not None, f"DeepSpeed found no checkpoint in {folder}"

@@ -30,11 +30,12 @@ RUN_FILES = ("metrics.jsonl", "samples.jsonl", "args.json", "environment.json", 
 MODEL, ADAPTER = "hf", "adapter"  # folders of a checkpoint
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
-    "output_dir", "node_local_output", "resume", "resume_step", "overwrite", "allow_changes", "check", "dump_batch",
-    "timeout_minutes", "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates", "probe_memory",
-    "tracker", "verbosity", "profile_steps", "test_data", "prompt_column", "solution_column", "answer_column",
-    "verifier",
+    "output_dir", "node_local_output", "resume", "resume_step", "reshape", "overwrite", "allow_changes", "check",
+    "dump_batch", "timeout_minutes", "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates",
+    "probe_memory", "tracker", "verbosity", "profile_steps", "test_data", "prompt_column", "solution_column",
+    "answer_column", "verifier",
 }
+CUT = ("processes", "--zero_stage", "--offload")  # what the files of a state are cut for
 
 # ----- which run -----
 
@@ -49,8 +50,8 @@ def describe_run(settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -
     }
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings, data and processes in which two runs differ, each in words."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The settings, data and processes in which two runs differ, by name, each in words."""
 
     def flat(run: Mapping[str, Any]) -> dict[str, Any]:
         settings = {f"--{name}": value for name, value in run["settings"].items()}
@@ -58,22 +59,25 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return settings | data | {"processes": run["processes"]}
 
     old, new = flat(before), flat(now)
-    return [f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
-            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return {name: f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)}
 
 
 def find(
-    output_dir: str, resume: bool, resume_step: int, total_steps: int, run: Mapping[str, Any], allow_changes: bool
+    output_dir: str, resume: bool, resume_step: int, total_steps: int, run: Mapping[str, Any], allow_changes: bool,
+    reshape: bool = False,
 ) -> tuple[int, list[str]]:
     """The step of the checkpoint to resume (`resume_step`, or the latest where that is 0), and in words what has
-    changed since; step 0 without `resume`. Its files are checked against the manifest, in the first process.
+    changed since; step 0 without `resume`. Its files are checked against the manifest, in the first process. With
+    `reshape` its state may be cut for another number of processes, ZeRO stage or place of the optimiser.
 
     Raises:
-        BadInput: there is none, it is damaged, or it belongs to another run.
+        BadInput: there is none, it is damaged, cut otherwise, or it belongs to another run.
     """
     if not resume:
         require(not resume_step, "--resume_step", resume_step, "needs --resume")
         require(not allow_changes, "--allow_changes", allow_changes, "needs --resume")
+        require(not reshape, "--reshape", reshape, "needs --resume")
         return 0, []
     folder = Path(output_dir) / "checkpoints"
     latest = folder / "latest"
@@ -86,17 +90,15 @@ def find(
     problem = damage(folder / name, with_hashes=distributed.is_keeper())
     require(problem is None, "--resume", folder / name, f"{problem}{offer(folder, besides=name)}")
     before = json.loads((folder / name / "manifest.json").read_text())["run"]
-    for what, old, new in (("processes", before["processes"], run["processes"]),
-                           ("--zero_stage", before["settings"]["zero_stage"], run["settings"]["zero_stage"])):
-        require(old == new, "--resume", folder / name,
-                f"was written with {what} {old}, and this run has {new}: its optimiser states are cut for that. Resume "
-                f"with the same, or start a new run with --model {folder / name / 'hf'}"
-                + ("" if has_part(folder / name, MODEL) else ", which resuming with the same writes first"))
     changes = differences(before, run)
-    require(allow_changes or not changes, "--resume", folder / name,
-            "the run that wrote it had other settings or data: " + "; ".join(changes)
+    cut = [change for what, change in changes.items() if what in CUT]
+    require(reshape or not cut, "--resume", folder / name, "its optimiser states are cut for the run that wrote it: "
+            + "; ".join(cut) + ". Resume with the same, or give --reshape, which cuts them anew")
+    others = [change for what, change in changes.items() if what not in CUT]
+    require(allow_changes or not others, "--resume", folder / name,
+            "the run that wrote it had other settings or data: " + "; ".join(others)
             + ". Resume with the same, or give --allow_changes")
-    return step, changes
+    return step, list(changes.values())
 
 
 def offer(folder: Path, besides: str = "") -> str:
@@ -201,15 +203,16 @@ def superfluous(folder: Path, step: int, keep_last: int, keep_every: int) -> lis
     return [folder / f"step_{number}" for number in old if not (keep_every and number % keep_every == 0)]
 
 
-def load(output_dir: str, step: int, actor: Actor, state: ProblemState | None = None) -> None:
-    """Restore checkpoint `step` into `actor`, and into `state`; `find` has seen that it is whole."""
+def load(output_dir: str, step: int, actor: Actor, state: ProblemState | None = None, reshape: bool = False) -> None:
+    """Restore checkpoint `step` into `actor`, and into `state`; `find` has seen that it is whole. With `reshape` the
+    state may be cut otherwise than the actor's."""
     watchdog.phase("loading a checkpoint")
     folder = Path(output_dir) / "checkpoints"
     steps = sorted(set(distributed.gather([step])))
     if len(steps) > 1:  # killed between two machines' renaming
         raise RunStopped(f"{folder}: the latest checkpoints of the machines are of steps {steps}; give --resume_step "
                          f"{steps[0]}")
-    actor.load(folder / f"step_{step}" / "state")
+    actor.load(folder / f"step_{step}" / "state", reshape)
     if state is not None:
         state.load(folder / f"step_{step}" / "state")
     if distributed.is_main():

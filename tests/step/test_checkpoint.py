@@ -36,9 +36,9 @@ def write(folder, step, run=None):
     return checkpoints.write(folder, step, run or run_of())
 
 
-def refused(tmp_path, *parts, resume_step=0, total_steps=9, run=None, allow_changes=False):
+def refused(tmp_path, *parts, resume_step=0, total_steps=9, run=None, allow_changes=False, reshape=False):
     with pytest.raises(BadInput) as error:
-        find(str(tmp_path), True, resume_step, total_steps, run or run_of(), allow_changes)
+        find(str(tmp_path), True, resume_step, total_steps, run or run_of(), allow_changes, reshape)
     for part in parts:
         assert part in str(error.value)
 
@@ -61,6 +61,8 @@ def test_without_resume_a_run_starts_at_the_beginning(tmp_path):
     for flag, resume_step, allow_changes in (("--resume_step 2", 2, False), ("--allow_changes True", 0, True)):
         with pytest.raises(BadInput, match=f"^flag {flag}: needs --resume"):
             find(str(tmp_path), False, resume_step, 9, run_of(), allow_changes)
+    with pytest.raises(BadInput, match="^flag --reshape True: needs --resume"):
+        find(str(tmp_path), False, 0, 9, run_of(), False, True)
 
 
 def test_without_latest_the_newest_whole_one_is_offered(tmp_path):
@@ -113,15 +115,19 @@ def test_other_settings_and_data_are_listed_and_refused_unless_allowed(tmp_path)
 def test_settings_that_no_number_depends_on_may_differ(tmp_path):
     write(tmp_path, 4, run_of(output_dir="there", save_every=100, timeout_minutes=30, check=False))
     assert find(str(tmp_path), True, 0, 9, run_of(save_every=7, timeout_minutes=3, check=True), False) == (4, [])
-    assert differences(run_of(), run_of()) == []
+    assert differences(run_of(), run_of()) == {}
 
 
-def test_another_zero_stage_or_number_of_processes_is_refused_whatever_is_allowed(tmp_path, monkeypatch):
+def test_another_zero_stage_or_number_of_processes_needs_reshape_whatever_else_is_allowed(tmp_path, monkeypatch):
     write(tmp_path, 4)
-    refused(tmp_path, "was written with --zero_stage 3, and this run has 2", "start a new run with --model",
-            "checkpoints/step_4/hf", run=run_of(zero_stage=2), allow_changes=True)
+    refused(tmp_path, "--zero_stage was 3 and is 2", "give --reshape", run=run_of(zero_stage=2), allow_changes=True)
+    refused(tmp_path, "--offload was not there and is True", "give --reshape", run=run_of(offload=True),
+            allow_changes=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(tmp_path, "was written with processes 1, and this run has 2", run=run_of(), allow_changes=True)
+    refused(tmp_path, "processes was 1 and is 2", "give --reshape", run=run_of(), allow_changes=True)
+    assert find(str(tmp_path), True, 0, 9, run_of(zero_stage=2), False, True) == (
+        4, ["--zero_stage was 3 and is 2", "processes was 1 and is 2"])
+    refused(tmp_path, "--lr was 1e-05 and is 0.1", "give --allow_changes", run=run_of(lr=0.1), reshape=True)
 
 
 # ----- which are kept -----
@@ -147,7 +153,7 @@ def test_what_comes_after_the_resumed_checkpoint_is_set_aside_not_lost(tmp_path,
     for step in (2, 4, 6):
         write(tmp_path, step)
     (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n')
-    checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder: None))
+    checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder, reshape: None))
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [
         "discarded_metrics.jsonl", "discarded_step_4", "discarded_step_6", "latest", "step_2"]
@@ -156,7 +162,7 @@ def test_what_comes_after_the_resumed_checkpoint_is_set_aside_not_lost(tmp_path,
     assert "discarded_step_4, discarded_step_6" in capsys.readouterr().out
     refused(tmp_path, "step_4: there is no such checkpoint; the newest other one is step_2", resume_step=4)
     write(tmp_path, 4)
-    checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder: None))
+    checkpoint.load(str(tmp_path), 2, SimpleNamespace(load=lambda folder, reshape: None))
     assert not (folder / "step_4").exists() and (folder / "discarded_step_6").exists()
 
 
@@ -165,7 +171,7 @@ def test_a_checkpoint_is_loaded_in_a_phase_of_its_own(tmp_path):
     phases = []
 
     class Recorder:
-        def load(self, _folder) -> None:
+        def load(self, _folder, _reshape) -> None:
             phases.append(watchdog.current_phase())
 
     (tmp_path / "checkpoints").mkdir()

@@ -45,6 +45,7 @@ class Flags(OwnFlags, LoraFlags, Protocol):
     resume: bool
     resume_step: int
     allow_changes: bool
+    reshape: bool
     overwrite: bool
     check: bool
     prompts_per_step: int
@@ -78,8 +79,8 @@ class Flags(OwnFlags, LoraFlags, Protocol):
 @dataclass(frozen=True)
 class Plan:
     """A checked run. `problems` are those of training, `run` what a resumed run must have in common with it, `start`
-    the updates that are done, `changes` what differs from the checkpoint by --allow_changes, `num_adapted` the
-    parameters of adapters, `state` what the run keeps of each training problem, if it does."""
+    the updates that are done, `changes` what differs from the checkpoint by --allow_changes or --reshape,
+    `num_adapted` the parameters of adapters, `state` what the run keeps of each training problem, if it does."""
 
     flags: Flags
     longest: LongestGroup
@@ -144,7 +145,7 @@ class Plan:
         if self.flags.overwrite:
             checkpoint.clear(self.flags.output_dir)
         if self.flags.resume:
-            checkpoint.load(self.flags.output_dir, self.start, actor, self.state)
+            checkpoint.load(self.flags.output_dir, self.start, actor, self.state, self.flags.reshape)
             checkpoint.complete(self.flags.output_dir, self.start, actor, self.tokenizer)
 
     def saver(self, actor: Actor, logger: Logger) -> Saver:
@@ -165,7 +166,7 @@ class Plan:
             logger.print(judge_references(self.problems, self.prompts, together=True))
         logger.note(self.inputs.notes)
         if self.changes:
-            logger.print("resumed with --allow_changes: " + "; ".join(self.changes))
+            logger.print("resumed with changes: " + "; ".join(self.changes))
         start_profile(self.flags.profile_steps, self.flags.total_steps, self.flags.output_dir, self.flags.dtype,
                       self.inputs.shape, logger)
         return logger
@@ -261,7 +262,7 @@ def make_plan(
     fingerprints = {"train": fingerprint(inputs.problems), "test": fingerprint(inputs.test_problems)}
     run = checkpoint.describe_run(settings, fingerprints)
     start, changes = checkpoint.find(flags.output_dir, flags.resume, flags.resume_step, flags.total_steps, run,
-                                     flags.allow_changes)
+                                     flags.allow_changes, flags.reshape)
     state = ProblemState(keeps) if keeps else None
     return Plan(flags, longest, inputs, problems, has_reference, run, start, changes, num_adapted, state)
 
