@@ -19,7 +19,8 @@ LAYERS = (  # the first prefix that fits a module says its layer
     ("rewards", 0), ("utils", 0),
 )
 ONLY_IN = {  # package -> who imports it
-    "deepspeed": {"utils.actor", "utils.reshape", "utils.run.processes", "inference.deepspeed_engine"},
+    "deepspeed": {"utils.actor", "utils.reshape", "utils.state_copies", "utils.run.processes",
+                  "inference.deepspeed_engine"},
     "vllm": {"inference.vllm_engine"},
     "matplotlib": {"utils.report.curves", "utils.report.comparison", "utils.report.depths", "utils.report.figures"},
 }

@@ -29,6 +29,7 @@ from utils.pretrained import load_model
 from utils.reshape import put, read_pieces
 from utils.run import distributed, stopping, watchdog
 from utils.run.errors import RunStopped
+from utils.state_copies import Copies, StateFile
 from utils.types import MicroBatch
 
 LONGEST_WINDOW = {"cpu": 1_024, "cuda": 8_192}  # tokens; what leaves a longer one is not tried
@@ -244,6 +245,21 @@ class Actor(Scorer):
                                        exclude_frozen_parameters=self.has_adapters)
         if self.has_adapters and distributed.is_keeper():
             (folder / BASE).write_text(self.base_digest)
+
+    def copy_state(self, folder: Path) -> list[StateFile]:
+        """The same but for the large files: they come back as copies in CPU memory, for `write_state`. A collective."""
+        engine = self.ds_engine.checkpoint_engine
+        self.ds_engine.checkpoint_engine = copies = Copies()
+        try:
+            self.save(folder)
+        finally:
+            self.ds_engine.checkpoint_engine = engine
+        return copies.files
+
+    def write_state(self, files: list[StateFile]) -> None:
+        """Of one rank, which may go on meanwhile."""
+        for state, path in files:
+            self.ds_engine.checkpoint_engine.save(state, path)
 
     def load(self, folder: Path, reshape: bool = False) -> None:
         """Restore what `save` wrote; with the same number of processes, ZeRO stage and place of the optimiser, or with

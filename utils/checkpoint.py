@@ -11,15 +11,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from utils.actor import Actor
 from utils.adapters import save_adapters
-from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, write_manifest
+from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, settled, write_manifest
 from utils.problem_state import ProblemState
 from utils.run import distributed, watchdog
 from utils.run.errors import RunStopped, require
@@ -31,9 +32,9 @@ MODEL, ADAPTER = "hf", "adapter"  # folders of a checkpoint
 DISCARDED = "discarded_"  # before the names of checkpoints of a past that is now another
 FREE = {  # settings that no number depends on but by way of the data: they may differ when a run is resumed
     "output_dir", "node_local_output", "resume", "resume_step", "reshape", "overwrite", "allow_changes", "check",
-    "dump_batch", "timeout_minutes", "save_every", "save_minutes", "keep_last", "keep_every", "max_skipped_updates",
-    "probe_memory", "tracker", "verbosity", "profile_steps", "test_data", "prompt_column", "solution_column",
-    "answer_column", "verifier",
+    "dump_batch", "timeout_minutes", "save_every", "save_minutes", "keep_last", "keep_every", "background_save",
+    "max_skipped_updates", "probe_memory", "tracker", "verbosity", "profile_steps", "test_data", "prompt_column",
+    "solution_column", "answer_column", "verifier",
 }
 CUT = ("processes", "--zero_stage", "--offload")  # what the files of a state are cut for
 
@@ -123,16 +124,27 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
     with writing(final, remove=partial):
         start_partial(partial)
         actor.save(partial / "state")
-        if state is not None and distributed.is_main():
+        if state is not None and distributed.is_keeper():
             state.save(partial / "state")
-        write_manifest(partial, step, run)
-        if distributed.is_keeper():
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            write_latest(folder, step)
-        distributed.barrier()
+        make_whole(partial, final, step, run, settled(partial))
     add_model(output_dir, step, actor, tokenizer)
-    with writing(final):
+    drop(folder, step, keep_last, keep_every)
+
+
+def make_whole(partial: Path, final: Path, step: int, run: Mapping[str, Any], mine: Mapping[str, list]) -> None:
+    """What lies in `partial`, of which `mine` are the files of this rank, becomes checkpoint `step`. All ranks call
+    together."""
+    write_manifest(partial, step, run, mine)
+    if distributed.is_keeper():
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        write_latest(final.parent, step)
+    distributed.barrier()
+
+
+def drop(folder: Path, step: int, keep_last: int, keep_every: int) -> None:
+    """Remove the checkpoints before `step` that are not kept. All ranks call together."""
+    with writing(folder / f"step_{step}"):
         for old in superfluous(folder, step, keep_last, keep_every) if distributed.is_keeper() else []:
             gone = old.rename(folder / f".{old.name}.partial")  # whole or away, never half there
             shutil.rmtree(gone)
@@ -167,19 +179,32 @@ def add_model(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTok
 
 def write(folder: Path, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
     """`hf/`, and `adapter/` where there are some, in `folder`. All ranks call together."""
-    weights = {}
-    for bucket in actor.whole_weights():
-        if distributed.is_main():
-            weights |= {name: weight.to("cpu", copy=True) for name, weight in bucket.items()}
+    weights, adapters = model_copies(actor)
     if distributed.is_main():
-        actor.model.save_pretrained(folder / MODEL, state_dict=weights)
+        write_weights(folder, actor, weights, adapters)
         tokenizer.save_pretrained(folder / MODEL)
-    if actor.has_adapters:
-        adapters = {name: weight.to("cpu", copy=True) for bucket in actor.adapter_weights()
-                    for name, weight in bucket.items()}
-        if distributed.is_main():
-            save_adapters(folder / ADAPTER, actor.model, adapters)
     distributed.barrier()
+
+
+def model_copies(actor: Actor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights, and adapters where there are some, as `copies_of` has them."""
+    return copies_of(actor.whole_weights()), copies_of(actor.adapter_weights() if actor.has_adapters else ())
+
+
+def copies_of(buckets: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """On the CPU, in the first process; nothing in the others. All ranks call together."""
+    copies = {}
+    for bucket in buckets:
+        if distributed.is_main():
+            copies |= {name: weight.to("cpu", copy=True) for name, weight in bucket.items()}
+    return copies
+
+
+def write_weights(folder: Path, actor: Actor, weights: dict[str, Tensor], adapters: dict[str, Tensor]) -> None:
+    """The folders MODEL, without its tokenizer, and ADAPTER, if there are adapters, in `folder`."""
+    actor.model.save_pretrained(folder / MODEL, state_dict=weights)
+    if adapters:
+        save_adapters(folder / ADAPTER, actor.model, adapters)
 
 
 def write_latest(folder: Path, step: int) -> None:

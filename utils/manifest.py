@@ -32,13 +32,18 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
-    """Force the files in `folder` to the disk, and write their manifest, one for each folder where machines have one
-    each. All ranks call together, each sees to its own."""
+def settled(folder: Path) -> dict[str, list]:
+    """Size and hash of each file in `folder` that this rank has written, by name; forced to the disk."""
     mine = {}
     for path in own_files(folder):
         mine[str(path.relative_to(folder))] = [path.stat().st_size, hash_of(path)]
         force_to_disk(path)
+    return mine
+
+
+def write_manifest(folder: Path, step: int, run: Mapping[str, Any], mine: Mapping[str, list]) -> None:
+    """Write the manifest of what all ranks have in `folder`, `mine` being the `settled` files of this one; one for each
+    folder where machines have one each. All ranks call together."""
     of_ranks = distributed.gather([(distributed.keeper(), mine)])
     if distributed.is_keeper():
         here = [part for keeper, part in of_ranks if keeper == distributed.rank()]

@@ -37,6 +37,7 @@ class Args:
     kills: int = 3  # of each, at most: a start that ends before its moment is not killed
     seed: int = 0  # of the moments
     folder: str = ""  # where; left out: a temporary one
+    background_save: bool = False  # of the runs that are killed; what they are compared with saves as it goes
 
 
 def flags_of(name: str, base: Path, data: Path) -> dict:
@@ -90,7 +91,7 @@ def main(args: Args) -> None:
     differing = total_kills = 0
     for number in range(args.rounds):
         name = ALGORITHMS[number % len(ALGORITHMS)]
-        flags = flags_of(name, base, data)
+        flags, own = flags_of(name, base, data), {"background_save": args.background_save}
         if name not in unbroken:
             began = time.monotonic()
             process, _ = start(name, flags | {"output_dir": folder / f"{name}_whole", "overwrite": True},
@@ -102,7 +103,8 @@ def main(args: Args) -> None:
         shutil.rmtree(output_dir, ignore_errors=True)
         while True:
             how = "resume" if (output_dir / "checkpoints" / "latest").exists() else "overwrite"
-            process, mark = start(name, flags | {"output_dir": output_dir, how: True}, folder / f"{name}_killed.txt")
+            process, mark = start(name, flags | own | {"output_dir": output_dir, how: True},
+                                  folder / f"{name}_killed.txt")
             starts += 1
             try:
                 status = process.wait(draw.uniform(0, duration) if kills < args.kills else 600)

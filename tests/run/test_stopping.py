@@ -96,7 +96,8 @@ def test_ranks_agree_every_two_seconds_however_short_a_micro_batch_is(finished, 
 def test_a_checkpoint_is_due_by_the_clock_of_the_first_process(finished, monkeypatch):
     clock = [1_000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    saver, never = (Saver("", None, None, {}, None, 0, 0, minutes, -1, clock[0]) for minutes in (10.0, 0.0))
+    saver, never = (Saver("", None, None, {}, None, 0, 0, minutes, False, 9, saved=-1, saved_at=clock[0])
+                    for minutes in (10.0, 0.0))
     told = []
     monkeypatch.setattr(distributed, "maximum", lambda value: told.append(value) or value)
     clock[0] += 599

@@ -35,7 +35,7 @@ def run(case: Case) -> dict:
 
     actor.save(folder / "state")
     manifest.files_in, manifest.hash_of = files_seen, noted
-    manifest.write_manifest(folder, 3, {"case": asdict(case) | {"dtype": str(case.dtype)}})
+    manifest.write_manifest(folder, 3, {"case": asdict(case) | {"dtype": str(case.dtype)}}, manifest.settled(folder))
     manifest.files_in, manifest.hash_of = files_in, hash_of
     distributed.barrier()
     return {"hashed": of_ranks(hashed)}

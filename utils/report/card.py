@@ -18,8 +18,8 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 NOT_TOLD = {  # of args.json: what says nothing of the model, or names places on the machine
     "model", "data", "test_data", "verifier", "output_dir", "resume", "resume_step", "allow_changes", "reshape",
-    "overwrite", "check", "dump_batch", "tracker", "timeout_minutes", "keep_last", "keep_every", "probe_memory",
-    "verbosity", "profile_steps",
+    "overwrite", "check", "dump_batch", "tracker", "timeout_minutes", "keep_last", "keep_every", "background_save",
+    "probe_memory", "verbosity", "profile_steps",
 }
 
 

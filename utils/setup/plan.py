@@ -74,6 +74,7 @@ class Flags(OwnFlags, LoraFlags, Protocol):
     save_minutes: float
     keep_last: int
     keep_every: int
+    background_save: bool
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class Plan:
         """From here on a signal to stop is heeded: called after the libraries that set handlers of their own."""
         flags = self.flags
         return Saver(flags.output_dir, actor, self.tokenizer, self.run, logger, flags.keep_last, flags.keep_every,
-                     flags.save_minutes, saved=self.start if flags.resume else -1, state=self.state)
+                     flags.save_minutes, flags.background_save, flags.total_steps,
+                     saved=self.start if flags.resume else -1, state=self.state)
 
     def open_logger(self) -> Logger:
         """The run's logger, which has told what the run begins with. --profile_steps is prepared."""
