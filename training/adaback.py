@@ -66,9 +66,11 @@ class Args:
     node_local_output: bool = False  # output_dir is a disk of each machine's own: each keeps its part of the state
     keep_last: NotNegative[int] = 0  # checkpoints that are kept, the newest; 0 is all
     keep_every: NotNegative[int] = 0  # checkpoints at multiples of this step are kept too; 0 is none
+    background_save: bool = False  # checkpoints are written while the run goes on, from copies in CPU memory
     resume: bool = False  # go on from the latest checkpoint in output_dir
     resume_step: NotNegative[int] = 0  # with resume: the checkpoint to go on from; 0 is the latest
     allow_changes: bool = False  # with resume: settings and data may differ from the checkpoint's
+    reshape: bool = False  # with resume: processes, zero_stage and offload may differ, states are cut anew
     overwrite: bool = False  # replace the run in output_dir
 
     # a step

@@ -163,6 +163,7 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("prefix_rft", {"old_logprobs": "engine"}, "flag --old_logprobs engine: no engine has sampled the prefixes"),
     ("prefix_rft", {"max_tokens_per_micro_batch": 207},
      "--max_tokens_per_micro_batch 207: must hold --max_prompt_length + 3 responses of --max_response_length = 208"),
+    ("uft", {"reshape": True, "node_local_output": True}, "flag --reshape True: needs all of a state in one folder"),
     ("prefix_rft", {"prefix_top": 1.5}, "flag --prefix_top 1.5: must lie between 0 and 1"),
     ("adaback", {"hint_free": -0.1}, "flag --hint_free -0.1: must lie between 0 and 1"),
     ("ghpo", {"hint_rounds": -1}, "flag --hint_rounds -1: must not be negative"),

@@ -234,6 +234,8 @@ def make_plan(
     check_ranges(flags)
     profiled_steps(flags.profile_steps, flags.total_steps)
     distributed.set_node_local(flags.node_local_output)
+    require(not (flags.reshape and flags.node_local_output), "--reshape", True,
+            "needs all of a state in one folder: not with --node_local_output")
     weight_bytes(flags.dtype)  # raises where a GPU has no such type
     inputs = load_inputs(
         model=flags.model, data=flags.data, splits=("train", "test"), max_prompt_length=flags.max_prompt_length,
