@@ -127,7 +127,8 @@ class Plan:
     @property
     def most_tokens(self) -> int:
         """The same with the demonstrations beside the responses."""
-        return self.most_response_tokens + self.flags.mini_batch_prompts * self.longest.demonstration
+        longest = self.longest
+        return self.flags.mini_batch_prompts * (longest.responses * longest.response + longest.demonstration)
 
     @property
     def greedy(self) -> Sampling:
