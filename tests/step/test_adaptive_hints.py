@@ -243,7 +243,7 @@ def guided(right, num_solution=8):
         "plan": SimpleNamespace(prompts=prompts, tokenizer=None), "watch": SimpleNamespace(begin=begun.append),
         "args": GHPO, "sampling": Sampling(4, 40, 1.0), "score_rollouts": engine.verdicts,
     }
-    lines = lines_of_script(ghpo, "groups = engine.generate", "advantages = ")
+    lines = lines_of_script(ghpo, "groups = engine.generate", "# 4. batch")
     exec(lines, names)  # noqa: S102
     return names, engine, begun
 
@@ -342,7 +342,7 @@ def test_the_scripts_own_normaliser_and_share_are_those():
         names = {"math": math, "args": args, "count_tokens": lambda masks: float(torch.cat(masks).sum()),
                  "mini_batch": [hybrid_group([1.0] * 4)], "plan": None}
         exec(lines_of_script(prefix_rft, "top = {", "max_ratio = "), names)  # noqa: S102
-        exec(lines_of_script(prefix_rft, "num_response_tokens = ", "num_pg_tokens = "), names)  # noqa: S102
+        exec(lines_of_script(prefix_rft, "num_response_tokens = ", "for number, micro_batch"), names)  # noqa: S102
         assert (names["top"], names["num_pg_tokens"]) == (top, 9.0 if how in ("top", "all") else 4.0)
 
 
