@@ -91,6 +91,22 @@ def test_figure_has_a_panel_for_each_task_and_names_what_has_no_hints(runs, tmp_
     assert len(set(same)) == 1
 
 
+def test_hints_of_tokens_are_drawn_as_shares_of_the_solution(runs, tmp_path, monkeypatch):
+    """Beside them those of slices too; runs whose hints are counted in tokens are not called runs without hints."""
+    figures, make = [], comparison.Figure
+    monkeypatch.setattr(comparison, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
+    for run, tokens in zip(runs[:3], ({}, {}, {"rollouts/hinted": 8}), strict=True):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [line | tokens | {"hint_share": 0.25} if "loss" in line else line for line in lines]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    comparison.plot_comparison(runs, tmp_path / "figure.png")
+    _, _, tree_hints, gone_hints = figures[0].axes
+    assert {line.get_label(): list(line.get_ydata()) for line in tree_hints.lines} == {
+        "uft": [0.25] * 3, "rft": [0.25] * 3}
+    assert (tree_hints.get_xlabel(), tree_hints.get_ylabel()) == ("step", "share of the solution shown")
+    assert gone_hints.get_ylabel() == "slices shown per problem"
+
+
 def rows_of(markdown):
     """{first cell: the other cells} of a Markdown table without its header."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[2:]]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from utils.setup.cards import CARDS, FILLED, MOST_TOKENS, STEP, best, card_facts, fits, flags_of, on_card
+from utils.setup.cards import CARDS, FILLED, MOST_TOKENS, STEP, best, card_facts, fits, flags_of, micro_batches, on_card
 from utils.setup.memory import peak
 from utils.setup.memory_terms import GIB, Run
 from utils.setup.shapes import SHAPES
@@ -41,6 +41,13 @@ def test_a_micro_batch_is_no_larger_than_a_mini_batch():
     assert best(SHAPES["Qwen/Qwen2.5-0.5B"], on_card(few, 80)).max_tokens_per_micro_batch == 8 * STEP
     apart = replace(few, row_length=1_280, rows_per_prompt=4, mini_batch_prompts=4)  # prompts once a response
     assert best(SHAPES["Qwen/Qwen2.5-0.5B"], on_card(apart, 80)).max_tokens_per_micro_batch == 5 * STEP
+
+
+def test_a_response_with_a_prompt_of_its_own_may_be_in_another_micro_batch():
+    """Rows of 3,328 and 1,280 tokens: a micro-batch holds the first at least, a mini-batch counts two of them."""
+    solo = replace(RUN, row_length=3_328, rows_per_prompt=2, mini_batch_prompts=4)
+    assert list(micro_batches(solo)) == [4 * STEP, 5 * STEP, 6 * STEP]
+    assert solo.members_of_row == [1_024] * 3
 
 
 def test_demonstrations_have_a_cache_for_the_evaluation():

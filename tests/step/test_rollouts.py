@@ -8,6 +8,7 @@ import torch
 
 from rewards.answer import CORRECT, NO_ANSWER, WRONG_RESULT
 from tests.helpers.models import make_problem
+from utils import metrics
 from utils.metrics import StateGradients
 from utils.rollouts import Verdict, group_texts, rollout_metrics
 from utils.types import Prompt, Rollout
@@ -31,6 +32,16 @@ def test_groups_hints_and_accuracy_by_slices():
     }
     assert {name: line[name] for name in expected} == expected
     assert not {"accuracy/slices_1", "rollouts/slices_1"} & set(line)  # of no rollout nothing is said
+
+
+def test_seconds_of_a_part_that_begins_again_add_up(monkeypatch):
+    now = iter([1.0, 3.0, 7.0, 8.0, 16.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    watch = metrics.Stopwatch(1)
+    for part in ("rollout", "reward", "rollout", "update"):
+        watch.begin(part)
+    watch.end()
+    assert watch.seconds == {"seconds/rollout": 3.0, "seconds/reward": 4.0, "seconds/update": 8.0}
 
 
 def test_a_group_as_texts():

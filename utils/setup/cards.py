@@ -44,8 +44,9 @@ def best(shape: Shape, run: Run) -> Run | None:
 
 def micro_batches(run: Run) -> range:
     """Tokens from one group to all of a mini-batch that a process has."""
-    group = run.row_length * (1 if len(run.members_of_row) > 1 else run.rows_per_prompt)
-    most = min(MOST_TOKENS, run.mini_batch_prompts // run.processes * group)
+    rows = run.row_length * run.rows_per_prompt
+    group = run.row_length if len(run.members_of_row) > 1 else rows  # what stands alone may be in another one
+    most = min(MOST_TOKENS, run.mini_batch_prompts // run.processes * rows)
     return range(-(-group // STEP) * STEP, max(most, -(-group // STEP) * STEP) + 1, STEP)
 
 
