@@ -28,7 +28,7 @@ from utils.report.runs import read_metrics
 from utils.run.logger import depends_on_machine
 from utils.tasks import countdown
 
-ALGORITHMS = ("uft", "rft", "stage", "r3", "sft")
+ALGORITHMS = ("uft", "rft", "stage", "r3", "sft", "adaback", "uft_adaptive")
 
 
 @dataclass
