@@ -17,32 +17,29 @@ pytestmark = pytest.mark.slow
 WORKER = "tests/workers/reshape_worker.py"
 EACH = [(before, now, group, number) for before, now in FURTHER for group, cases in GROUPS.items()
         for number in range(len(cases))]
-TOLERANCE = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (2**-7, 0.5)}  # of norms; of an update, relative to the size
+TOLERANCE = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (2**-5, 0.05)}  # of the norm, and of the update, relative
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """(processes before, processes now) -> what the worker measured, by group."""
     folder = tmp_path_factory.mktemp("reshape")
-    alone = [sys.executable, WORKER, str(folder)]
-    succeed(run([*alone, "save"], OMP_NUM_THREADS="1"))
+    succeed(run([sys.executable, WORKER, str(folder), "save"], OMP_NUM_THREADS="1"))
     words = [str(folder), "save", "load_1", "load_2"]
     succeed(launch_words(WORKER, words, num_processes=2, OMP_NUM_THREADS="1"))
-    found = {(before, 2): json.loads((folder / f"load_{before}.json").read_text()) for before in (1, 2)}
-    succeed(run([*alone, "load_2"], OMP_NUM_THREADS="1"))
-    return found | {(2, 1): json.loads((folder / "load_2.json").read_text())}
+    return {(before, 2): json.loads((folder / f"load_{before}.json").read_text()) for before in (1, 2)}
 
 
 @pytest.mark.parametrize(("before", "now", "group", "number"), EACH)
 def test_an_actor_that_is_cut_otherwise_is_restored_bit_for_bit(results, before, now, group, number):
     """Weights, master copies, moments and the number of updates; and its next update is the same, to rounding: in
-    bfloat16 gradients are rounded where they are added up over ranks and micro-batches, 2**-8 of each, and Adam's
-    steps of the smallest gradients may be anything."""
+    bfloat16 gradients are rounded where they are added up over ranks and micro-batches, 2**-8 of each, and Adam, which
+    divides by their size, makes as much of the smallest as of the others."""
     result = [one for one in results[before, now] if one["group"] == group][number]
     assert result["from"] != result["to"] and result["same_names"] and result["differ"] == []
     of_norm, of_update = TOLERANCE[GROUPS[group][number].dtype]
-    assert result["norms"][0] == pytest.approx(result["norms"][1], rel=of_norm) and result["moved"] > 0
-    assert result["largest"] < of_update * result["moved"]
+    assert result["norms"][0] == pytest.approx(result["norms"][1], rel=of_norm)
+    assert result["apart"] < of_update * result["update"]
 
 
 def test_another_model_is_told_before_anything_is_set():
