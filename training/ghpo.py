@@ -214,7 +214,7 @@ def main(args: Args) -> None:
                                                 args.max_tokens_per_micro_batch, device, args.share_prefix)
         ]
         if args.dump_batch and num_done == plan.start:
-            logger.print(describe_group(mini_batches[0][0], plan.tokenizer))
+            logger.print(describe_group(mini_batches[0], plan.tokenizer))
 
         # 5. update
         watch.begin("update")

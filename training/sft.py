@@ -178,7 +178,7 @@ def main(args: Args) -> None:
         mini_batches = pack_mini_batches(groups, [[0.0]] * len(groups), plan.num_updates,
                                          args.max_tokens_per_micro_batch, device)
         if args.dump_batch and num_done == plan.start:
-            logger.print(describe_group(mini_batches[0][0], plan.tokenizer))
+            logger.print(describe_group(mini_batches[0], plan.tokenizer))
 
         # 5. update
         watch.begin("update")

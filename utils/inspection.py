@@ -1,5 +1,6 @@
 """--dump_batch shows one group as it is trained on: its tokens, and the loss that each of them gets."""
 
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,10 +9,11 @@ from utils.run.terminal import DIM, GREEN, YELLOW, paint
 from utils.types import MicroBatch
 
 
-def describe_group(micro_batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first group of a micro-batch that has a hint, or else the first, read back from its tensors: prompt, hint and
-    every response with their tokens, coloured, with the losses they enter. Rollouts of a group that do not share a
+def describe_group(micro_batches: Sequence[MicroBatch], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first group of the micro-batches that has a hint, or else the first, read back from its tensors: prompt, hint
+    and every response with their tokens, coloured, with the losses they enter. Rollouts of a group that do not share a
     prefix are groups here."""
+    micro_batch = next((one for one in micro_batches if one.hint_mask.any()), micro_batches[0])
     start = int(micro_batch.hint_mask.int().argmax())  # 0 where there is none
     predictors, targets = micro_batch.predictors[start:].tolist(), micro_batch.targets[start:].tolist()
     hint_mask, advantages = micro_batch.hint_mask[start:].tolist(), micro_batch.advantages[start:].tolist()

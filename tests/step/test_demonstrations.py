@@ -380,7 +380,7 @@ def test_a_dumped_group_shows_its_demonstration_as_such():
     prompt = PROMPTS.build(make_problem(0, "ask ", demonstration="yes"))
     group = [Rollout(prompt, [5], [0.0], "length"), PROMPTS.demonstrate(prompt)]
     [micro_batch] = pack([group], [[-0.5, 0.75]], 99, CPU)
-    lines = re.sub(r"\033\[\d+m", "", describe_group(micro_batch, TOKENIZER)).split("\n")
+    lines = re.sub(r"\033\[\d+m", "", describe_group([micro_batch], TOKENIZER)).split("\n")
     assert len(lines) == 4 and lines[2].startswith("response (1 tokens, pg_loss with advantage -0.500")
     assert lines[3] == f"demonstration (4 tokens, not sampled, advantage +0.750): y|e|s|{TOKENIZER.eos_token}"
 

@@ -32,7 +32,7 @@ def make_group(prompt: str, hint: str, *responses: str) -> list[Rollout]:
 
 
 def lines_of(micro_batch) -> list[str]:
-    return re.sub(r"\033\[\d+m", "", describe_group(micro_batch, TOKENIZER)).split("\n")
+    return re.sub(r"\033\[\d+m", "", describe_group([micro_batch], TOKENIZER)).split("\n")
 
 
 def response(text: str, num_tokens: int, advantage: str) -> str:
@@ -76,6 +76,14 @@ def test_of_several_groups_in_a_row_the_first_with_a_hint_is_shown_or_else_the_f
             second = ["prompt (1 tokens, no loss): p", "hint (2 tokens, sft_loss, advantage +0.000): h|o",
                       response("d|e", 2, "-0.000"), response("f", 1, "+0.000")]
             assert lines_of(micro_batch) == (second if second_hint and not first_hint else first)
+
+
+def test_of_several_micro_batches_the_first_with_a_hint_is_shown_or_else_the_first():
+    for hint, shown in (("", "prompt (4 tokens, no loss): ask "), ("ho", "prompt (1 tokens, no loss): p")):
+        groups = [make_group("ask ", "", "abcd", "c"), make_group("p", hint, "de", "f")]
+        micro_batches = pack(groups, [[1.0, 2.0]] * 2, 9, CPU)
+        assert len(micro_batches) == 2
+        assert re.sub(r"\033\[\d+m", "", describe_group(micro_batches, TOKENIZER)).startswith(shown)
 
 
 def test_of_several_rows_only_the_first_group_is_shown():
