@@ -138,6 +138,6 @@ def test_a_resumed_run_goes_on_exactly(resumed, name):
 def test_the_dumped_group_goes_on_from_its_prefix(on_two):
     printed = re.sub(r"\033\[\d+m", "", on_two[1])
     [(length, advantage, of_response)] = re.findall(
-        r"hint \((\d+) tokens, sft_loss, advantage ([+-]\d\.\d{3})\): .*\nresponse \(\d+ tokens, pg_loss with "
-        r"advantage ([+-]\d\.\d{3}), kl_loss, entropy\): .*", printed, re.MULTILINE)
+        r"hint \((\d+) tokens, sft_loss, advantage ([+-]\d\.\d{3})\): .*?\nresponse \(\d+ tokens, pg_loss with "
+        r"advantage ([+-]\d\.\d{3}), kl_loss, entropy\): ", printed, re.DOTALL)
     assert int(length) > 0 and advantage == of_response
