@@ -91,7 +91,7 @@ def main(args: Args) -> None:
     differing = total_kills = 0
     for number in range(args.rounds):
         name = ALGORITHMS[number % len(ALGORITHMS)]
-        flags, own = flags_of(name, base, data), {"background_save": args.background_save}
+        flags, own = flags_of(name, base, data), {"background_save": True} if args.background_save else {}
         if name not in unbroken:
             began = time.monotonic()
             process, _ = start(name, flags | {"output_dir": folder / f"{name}_whole", "overwrite": True},
