@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from utils.attention import Layout, causal_mask, tolerance
+from utils.attention import Layout, causal_mask, tolerance, window_of
 from utils.layouts import Masked
 from utils.policy import own_logprobs
 from utils.types import Problem, Prompt
@@ -20,7 +20,7 @@ def compare(engine) -> tuple[float, float]:
     Where the model has a window that rows of the run can leave, one prefix is nearly as long as it is.
     """
     config, lengths = engine.model.config.get_text_config(), list(PREFIXES)
-    window = config.to_dict().get("sliding_window")
+    window = window_of(config)
     if window and engine.max_length is not None and window < engine.max_length:
         lengths.append(max(1, window - RESPONSE // 2))
     random = torch.Generator().manual_seed(0)

@@ -67,6 +67,11 @@ def attend(
     return written_out(query, key, value, attention_mask, scores).transpose(1, 2).contiguous(), None
 
 
+def window_of(config: PretrainedConfig) -> int | None:
+    """Tokens that the layers with a window see, if the config names one."""
+    return config.get_text_config().to_dict().get("sliding_window")
+
+
 def by_layout(input_ids: Tensor, layout: Layout) -> dict[str, Tensor | Layout]:
     """What a model's forward pass is told so that its layers attend by `layout`. A mask of four dimensions keeps
     transformers from making one; nobody looks at it."""

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from utils.actor import Scorer
 from utils.metrics import LossSums
 from utils.packing import pack
 from utils.run import distributed
 from utils.run.errors import RunStopped
+from utils.scorer import Scorer
 from utils.types import MicroBatch, Rollout
 
 GUARD_TOKENS = 256  # of each process, scored at each step to compare the engine with the actor

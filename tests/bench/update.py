@@ -41,12 +41,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.bench.cards import matrix_rate, present_card, wait
 from tests.bench.shapes import QWEN, ShapeName, config_of, random_model, update_flops
 from tests.bench.workload import make_model
-from utils.actor import Scorer
 from utils.cpu_linear import product, use_onednn
 from utils.layouts import Masked
 from utils.packing import pack
 from utils.policy import Policy
 from utils.pretrained import load_model, resolve_dtype
+from utils.scorer import Scorer
 from utils.setup.shapes import shape_of
 from utils.types import Problem, Prompt, Rollout
 

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from tests.bench.shapes import QWEN, config_of, random_model
 from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, at_most, check, equal
-from utils.actor import Scorer
 from utils.attention import Layout
 from utils.layouts import Masked, kinds_of_layouts
 from utils.packing import pack
 from utils.policy import Policy
 from utils.run.errors import RunStopped
+from utils.scorer import Scorer
 from utils.types import Rollout
 
 LOGITS = (3.0, 6.0)  # standard deviations of the logits

@@ -10,8 +10,8 @@ from tests.bench.shapes import QWEN, config_of, random_model
 from tests.gpu.checks import Box, Figure, at_most, check, note
 from tests.gpu.decode import what_it_takes
 from tests.gpu.heads import packed
-from utils.actor import Scorer
 from utils.policy import Policy
+from utils.scorer import Scorer
 from utils.types import Problem, Prompt, Sampling
 
 SCORES = (0.0, -120.0, -300.0)

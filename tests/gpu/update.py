@@ -13,9 +13,10 @@ from tests.bench.workload import groups_of
 from tests.gpu.checks import Box, Figure, check, goal, note
 from tests.gpu.heads import packed
 from utils import policy
-from utils.actor import Scorer, checkpoint_layers
+from utils.actor import checkpoint_layers
 from utils.cpu_linear import use_onednn
 from utils.policy import Policy
+from utils.scorer import Scorer
 from utils.setup.shapes import shape_of
 from utils.types import Rollout
 

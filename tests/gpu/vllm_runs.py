@@ -11,12 +11,12 @@ from tests.gpu.runs import launch, make_base, train, wait
 from tests.gpu.whole_run import lines as lines_of_run
 from tests.gpu.whole_run import of_run
 from tests.helpers.launching import to_words
-from utils.actor import Scorer
 from utils.data import load_problems
 from utils.guards import engine_mismatch
 from utils.policy import Policy
 from utils.pretrained import load_model
 from utils.prompts import PromptBuilder
+from utils.scorer import Scorer
 from utils.types import Prompt, Sampling
 
 MISMATCH = 0.05  # nats, the mean

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from training.tiny_base import make_tokenizer
-from utils.actor import Scorer
 from utils.metrics import LossSums
 from utils.policy import Policy
 from utils.prompts import PromptBuilder
+from utils.scorer import Scorer
 from utils.types import MicroBatch, Problem, Prompt, Rollout
 
 VOCABULARY = 31
