@@ -36,7 +36,7 @@ from utils.run.errors import Fraction, Minutes, NotNegative, Positive, check_ran
 from utils.run.output_dir import check_output_dir
 from utils.setup.inputs import evaluation_chat, evaluation_lengths, load_inputs
 from utils.setup.own_flags import own_data
-from utils.setup.plan import evaluation_memory, print_plan
+from utils.setup.words import evaluation_memory, print_plan
 from utils.types import Sampling
 
 

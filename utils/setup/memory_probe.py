@@ -8,11 +8,11 @@ from utils.actor import Actor
 from utils.run import distributed, watchdog
 from utils.run.logger import Logger
 from utils.setup.memory_terms import GIB
-from utils.setup.plan import Plan
+from utils.setup.words import Planned
 from utils.types import PREFIX, Engine, LongestGroup, MicroBatch
 
 
-def probe_memory(actor: Actor, engine: Engine, plan: Plan, logger: Logger) -> None:
+def probe_memory(actor: Actor, engine: Engine, plan: Planned, logger: Logger) -> None:
     """Run the largest micro-batches forward and backward as one update that is skipped: its loss is NaN. Weights,
     optimiser states and random numbers are bit for bit what they were. All ranks call together. --probe_memory auto is
     always with CUDA and never without.

@@ -1,18 +1,15 @@
-"""What a run will do, checked before a model loads: data, batch sizes, memory and checkpoint; and the plan in words."""
+"""What a run will do, checked before a model loads: data, batch sizes and checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils import checkpoint
 from utils.actor import Actor
 from utils.adapters import Lora, LoraFlags, num_learning
 from utils.data import fingerprint
-from utils.policy import memory_of
-from utils.pretrained import resolve_dtype
 from utils.problem_state import ProblemState
 from utils.prompts import PromptBuilder
 from utils.run import distributed, stopping
@@ -20,15 +17,11 @@ from utils.run.errors import check_ranges, require, require_divides
 from utils.run.logger import Logger
 from utils.run.output_dir import check_output_dir
 from utils.saver import Saver
-from utils.setup.cards import card_facts
-from utils.setup.duration import card_here, duration_facts
 from utils.setup.inputs import Inputs, check_demonstration_lengths, load_inputs
-from utils.setup.memory import evaluation_facts, memory_facts
-from utils.setup.memory_terms import Generation, Run
 from utils.setup.own_flags import OwnFlags, own_data
 from utils.setup.profile import profiled_steps, start_profile
 from utils.setup.references import judge_references
-from utils.tasks.own import own_facts
+from utils.setup.words import of_a_step, of_the_machine, print_plan, weight_bytes
 from utils.types import LongestGroup, Problem, Sampling
 
 
@@ -176,49 +169,7 @@ class Plan:
 
     def print(self, title: str) -> None:
         """For --check: the plan in words, from the first process."""
-        flags, group_size = self.flags, self.longest.responses
-        if group_size:
-            per_step = {
-                "steps": flags.total_steps,
-                "rollouts per step": f"{flags.prompts_per_step} prompts x {group_size} responses = "
-                                     f"{flags.prompts_per_step * group_size}",
-                "updates per step": f"{self.num_updates}, of {flags.mini_batch_prompts * group_size} rollouts each",
-            }
-            if self.longest.demonstration:
-                per_step |= {
-                    "demonstrations per step": flags.prompts_per_step,
-                    "left out, demonstration too long": len(self.inputs.problems) - len(self.problems),
-                }
-                if self.prompts is not None and distributed.is_main():
-                    per_step |= {"references": judge_references(self.problems, self.prompts, together=False)}
-        else:
-            epochs = flags.total_steps * flags.prompts_per_step / len(self.problems)
-            per_step = {
-                "steps": f"{flags.total_steps}, {epochs:.2f} epochs",
-                "demonstrations per step": flags.prompts_per_step,
-                "left out as longer than --max_length": len(self.inputs.problems) - len(self.problems),
-                "updates per step": f"{self.num_updates}, of {flags.mini_batch_prompts} demonstrations each",
-            }
-        per_micro_batch = f"at most {flags.max_tokens_per_micro_batch} on each process"
-        print_plan(title, self.inputs, per_step | {"tokens per micro-batch": per_micro_batch} | self.facts())
-
-    def facts(self) -> dict[str, str]:
-        """What the run needs, for --check."""
-        flags = self.flags
-        names = ("zero_stage", "offload", "gradient_checkpointing", "prompts_per_step", "mini_batch_prompts",
-                 "max_tokens_per_micro_batch", "max_prompt_length", "max_response_length", "kv_cache_gb",
-                 "free_replica", "engine_memory_fraction", "sleep_level")
-        shape, run = self.inputs.shape, Run(
-            weight_bytes=weight_bytes(flags.dtype), gpu_bytes=gpu_bytes(), processes=distributed.world_size(),
-            has_reference=self.has_reference, group_size=self.longest.responses, row_length=self.longest.row_length,
-            rows_per_prompt=self.longest.rows, max_demonstration_length=self.longest.demonstration,
-            test_problems=len(self.test_problems), engine=self.engine, num_adapted=self.num_adapted,
-            **{name: getattr(flags, name) for name in names},
-        )
-        on_gpu = replace(run, weight_bytes=resolve_dtype(flags.dtype, torch.device("cuda")).itemsize)
-        here = card_here(torch.cuda.get_device_name(), run.gpu_bytes) if run.gpu_bytes else None
-        return (memory_facts(shape, run) | card_facts(shape, on_gpu)
-                | duration_facts(shape, on_gpu, flags.total_steps, flags.eval_every, here))
+        print_plan(title, self.inputs, of_a_step(self) | of_the_machine(self))
 
 
 def make_plan(
@@ -289,43 +240,3 @@ def check_batch(flags: Flags, longest: LongestGroup, longest_is: str, num_proble
             f"must be a multiple of the number of processes, {distributed.world_size()}")
     require(flags.max_tokens_per_micro_batch >= longest.tokens, "--max_tokens_per_micro_batch",
             flags.max_tokens_per_micro_batch, f"must hold {longest_is} = {longest.tokens} tokens")
-
-
-def weight_bytes(dtype: str) -> int:
-    """Bytes of a weight under --dtype on this machine."""
-    return resolve_dtype(dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")).itemsize
-
-
-def gpu_bytes() -> int:
-    """Memory of the GPU of this machine; 0 without one."""
-    return memory_of(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else 0
-
-
-def evaluation_memory(inputs: Inputs, num_samples: int, dtype: str, **flags: Any) -> dict[str, str]:
-    """What an evaluation needs on each process, for `print_plan`; `flags` are those of memory_terms.Generation."""
-    tests = -(-len(inputs.test_problems) // distributed.world_size())
-    run = Generation(weight_bytes=weight_bytes(dtype), gpu_bytes=gpu_bytes(), engine=inputs.engine, **flags)
-    return evaluation_facts(inputs.shape, run, tests, num_samples)
-
-
-def print_plan(title: str, inputs: Inputs, facts: Mapping[str, object]) -> None:
-    """For --check, from the first process: `facts`, the data, and the first prompt exactly as the model will get it."""
-    if not distributed.is_main():
-        return
-    first = (inputs.problems or inputs.test_problems)[0]
-    prompt, num_tokens = repr(first.prompt), "not known, the tokenizer of --model cannot be reached from this machine"
-    if inputs.prompts is not None:
-        prompt, num_tokens = inputs.prompts.printable(first)
-    lines = dict(facts) | {"engine": f"{inputs.engine} ({inputs.engine_reason})",
-                           "processes": distributed.world_size()}
-    for name, split, problems in (("training problems", "train", inputs.problems),
-                                  ("test problems", "test", inputs.test_problems)):
-        count = inputs.left_out.get(split, 0)
-        left_out = f"; {count} left out: longer than --max_prompt_length" if count else ""
-        lines[name] = f"{len(problems)} (fingerprint {fingerprint(problems)}{left_out})"
-    lines |= {"first prompt": prompt, "first solution": repr(list(first.solution)), "first prompt, tokens": num_tokens}
-    if inputs.data_words:
-        lines |= own_facts(inputs.data_words, inputs.problems or inputs.test_problems)
-    width = max(map(len, lines))
-    print(f"{title}: all checks passed. The plan:", *(f"  {name:<{width}}  {fact}" for name, fact in lines.items()),
-          sep="\n", flush=True)
