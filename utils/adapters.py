@@ -64,8 +64,11 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in ends}
     targets = linear if lora.targets == ALL else {name.strip() for name in lora.targets.split(",")}
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0,
-                        task_type="CAUSAL_LM", base_model_name_or_path=model.name_or_path)
+    config = LoraConfig(  # what changes numbers is named, peft's defaults too: A drawn, B zero, times alpha / rank
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none",
+        init_lora_weights=True, use_rslora=False, use_dora=False, task_type="CAUSAL_LM",
+        base_model_name_or_path=model.name_or_path,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeding.generator("lora", lora.seed).integers(2**62)))
         try:

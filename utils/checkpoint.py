@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.actor import Actor
 from utils.adapters import save_adapters
+from utils.manifest import NAME as MANIFEST
 from utils.manifest import add_to_manifest, damage, force_to_disk, has_part, settled, write_manifest
 from utils.problem_state import ProblemState
 from utils.run import distributed, watchdog
@@ -90,7 +91,7 @@ def find(
     require(step <= total_steps, "--total_steps", total_steps, f"the checkpoint to resume is at step {step}")
     problem = damage(folder / name, with_hashes=distributed.is_keeper())
     require(problem is None, "--resume", folder / name, f"{problem}{offer(folder, besides=name)}")
-    before = json.loads((folder / name / "manifest.json").read_text())["run"]
+    before = json.loads((folder / name / MANIFEST).read_text())["run"]
     changes = differences(before, run)
     cut = [change for what, change in changes.items() if what in CUT]
     require(reshape or not cut, "--resume", folder / name, "its optimiser states are cut for the run that wrote it: "
@@ -119,8 +120,7 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
     where there is one) before its model; then drop the older ones but the `keep_last` newest (0: none is dropped) and
     the multiples of `keep_every` (0: no multiples). All ranks call together."""
     watchdog.phase("checkpoint")
-    folder = Path(output_dir) / "checkpoints"
-    final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
+    final, partial = places(output_dir, step)
     with writing(final, remove=partial):
         start_partial(partial)
         actor.save(partial / "state")
@@ -128,7 +128,13 @@ def save(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenize
             state.save(partial / "state")
         make_whole(partial, final, step, run, settled(partial))
     add_model(output_dir, step, actor, tokenizer)
-    drop(folder, step, keep_last, keep_every)
+    drop(final.parent, step, keep_last, keep_every)
+
+
+def places(output_dir: str, step: int) -> tuple[Path, Path]:
+    """The folder of checkpoint `step`, and the one that it, or a part of it, is written in."""
+    folder = Path(output_dir) / "checkpoints"
+    return folder / f"step_{step}", folder / f".step_{step}.partial"
 
 
 def make_whole(partial: Path, final: Path, step: int, run: Mapping[str, Any], mine: Mapping[str, list]) -> None:
@@ -163,8 +169,7 @@ def start_partial(partial: Path) -> None:
 def add_model(output_dir: str, step: int, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> None:
     """`hf/`, and `adapter/` where there are some, in checkpoint `step` of the first process, whose state is there, and
     is the actor's. All ranks call together."""
-    folder = Path(output_dir) / "checkpoints"
-    final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
+    final, partial = places(output_dir, step)
     with writing(final / MODEL, remove=partial):
         start_partial(partial)
         write(partial, actor, tokenizer)

@@ -16,7 +16,7 @@ import tyro
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from utils.manifest import NAME, damage
+from utils.manifest import NAME, damage, has_part
 from utils.report.card import HUB_NAME, Run, model_card
 from utils.report.results import results_table
 from utils.run.cli import run_script
@@ -45,7 +45,7 @@ def find_checkpoint(folder: Path, step: int) -> Run:
     require(path.is_dir(), "--step", step, f"{folder} has no such checkpoint; there are: {there}")
     try:
         manifest = json.loads((path / NAME).read_text())
-        has_model = any(name.startswith("hf/") for name in manifest["files"])
+        has_model = has_part(path, "hf")
         fingerprints = manifest["run"]["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"RUN {folder}: {path / NAME} is missing or damaged ({error})") from error

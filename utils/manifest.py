@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,16 @@ def hash_of(path: Path) -> str:
 
 def settled(folder: Path) -> dict[str, list]:
     """Size and hash of each file in `folder` that this rank has written, by name; forced to the disk."""
-    mine = {}
-    for path in own_files(folder):
-        mine[str(path.relative_to(folder))] = [path.stat().st_size, hash_of(path)]
+    return facts_of(own_files(folder), folder)
+
+
+def facts_of(paths: Iterable[Path], root: Path) -> dict[str, list]:
+    """Size and hash of each file, by its name below `root`; forced to the disk."""
+    facts = {}
+    for path in paths:
+        facts[str(path.relative_to(root))] = [path.stat().st_size, hash_of(path)]
         force_to_disk(path)
-    return mine
+    return facts
 
 
 def write_manifest(folder: Path, step: int, run: Mapping[str, Any], mine: Mapping[str, list]) -> None:
@@ -60,10 +65,7 @@ def as_text(manifest: Mapping[str, Any]) -> str:
 def add_to_manifest(folder: Path, part: Path) -> None:
     """Move the folder `part` into `folder` as it is called, forced to the disk, and its files into the manifest there,
     which is as before until all of it is done."""
-    files = {}
-    for path in files_in(part):
-        files[str(path.relative_to(part.parent))] = [path.stat().st_size, hash_of(path)]
-        force_to_disk(path)
+    files = facts_of(files_in(part), part.parent)
     shutil.rmtree(folder / part.name, ignore_errors=True)  # of a run that was killed here
     part.rename(folder / part.name)
     manifest = json.loads((folder / NAME).read_text())

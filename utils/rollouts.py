@@ -11,7 +11,7 @@ from utils import profiling
 from utils.answers import answer_pattern, repeats_itself
 from utils.prompts import decode
 from utils.run import distributed, watchdog
-from utils.types import Rollout
+from utils.types import Prompt, Rollout
 
 
 class Verdict(NamedTuple):
@@ -38,11 +38,12 @@ def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTok
         return problem.data_source, completion_text(rollout, tokenizer), problem.ground_truth
 
     profiling.sampled(sampled(groups))
-    items = [item(rollout) for group in groups for rollout in group]
-    texts = ((completion, rollout.prompt.problem.prompt) for (_, completion, _), rollout in
-             zip(items, (rollout for group in groups for rollout in group), strict=True))
-    scores = iter(score_all(items, watchdog.progress))
-    return [[Verdict(*next(scores), answer_pattern(*next(texts))) for _ in group] for group in groups]
+    rollouts = [rollout for group in groups for rollout in group]
+    items = [item(rollout) for rollout in rollouts]
+    scores = score_all(items, watchdog.progress)
+    verdicts = (Verdict(*score, answer_pattern(completion, rollout.prompt.problem.prompt))
+                for score, (_, completion, _), rollout in zip(scores, items, rollouts, strict=True))
+    return [[next(verdicts) for _ in group] for group in groups]
 
 
 def rollout_metrics(
@@ -79,18 +80,19 @@ def rollout_metrics(
     per_group = {"prompt_tokens", "hint_share", "hint_slices", "hint_tokens", "whole_hints", "flat_groups",
                  "groups_all_right", "groups_all_wrong"}
     num_rollouts, num_groups = totals.pop("rollouts"), totals.pop("groups")
+    spent = seconds["seconds/rollout"] + seconds.get("seconds/reward", 0.0)
+    by_hint = Counter((kind_of_hint(rollout.prompt), score.correct)
+                      for rollout, score in zip(rollouts, all_scores, strict=True))
     patterns = Counter(score.pattern for score in all_scores if score.pattern)
-    own = patterns, seconds["seconds/rollout"] + seconds.get("seconds/reward", 0.0)
-    ranks = distributed.gather([own])  # by rank
-    totals["common_answer"] = max(sum((of_rank for of_rank, _ in ranks), Counter()).values(), default=0)
-    spent = [of_rank for _, of_rank in ranks]
+    of_patterns, of_hints, spent = zip(*distributed.gather([(patterns, by_hint, spent)]), strict=True)  # by rank
+    totals["common_answer"] = max(sum(of_patterns, Counter()).values(), default=0)
     times = {"slowest_rank": spent.index(max(spent)), "seconds/slowest_rank": max(spent),
              "seconds/mean_rank": sum(spent) / len(spent)}
     counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
     tokens_per_second = totals["response_tokens"] / seconds["seconds/rollout"]
     means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
-    return (means | counts | accuracy_by_hint(rollouts, all_scores) | {"tokens_per_second": tokens_per_second} | seconds
-            | times)
+    return (means | counts | accuracy_by_hint(sum(of_hints, Counter())) | {"tokens_per_second": tokens_per_second}
+            | seconds | times)
 
 
 def sampled(groups: Sequence[Sequence[Rollout]], values: Sequence[Sequence[Any]] | None = None) -> list[list[Any]]:
@@ -99,22 +101,18 @@ def sampled(groups: Sequence[Sequence[Rollout]], values: Sequence[Sequence[Any]]
             for group, of_group in zip(groups, groups if values is None else values, strict=True)]
 
 
-def accuracy_by_hint(rollouts: Sequence[Rollout], scores: Sequence[Verdict]) -> dict[str, float]:
-    """Of the rollouts of all ranks that were shown N slices, for each N that occurs: accuracy/slices_N, and their
-    number, rollouts/slices_N; hinted in the place of slices_N for those whose hint is counted in tokens."""
-    most = int(distributed.maximum(max(rollout.prompt.hint_slices for rollout in rollouts)))
-    kinds = [*(f"slices_{number}" for number in range(most + 1)), "hinted"]
-    right, number = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
-    for rollout, score in zip(rollouts, scores, strict=True):
-        prompt = rollout.prompt
-        kind = "hinted" if prompt.hint_ids and not prompt.hint_slices else f"slices_{prompt.hint_slices}"
-        right[kind] += score.correct
-        number[kind] += 1
-    right, number = distributed.sums(right), distributed.sums(number)
+def kind_of_hint(prompt: Prompt) -> str:
+    return "hinted" if prompt.hint_ids and not prompt.hint_slices else f"slices_{prompt.hint_slices}"
+
+
+def accuracy_by_hint(number: Mapping[tuple[str, bool], int]) -> dict[str, float]:
+    """Of the rollouts that were shown N slices, for each N that occurs: accuracy/slices_N, and their number,
+    rollouts/slices_N; hinted in the place of slices_N for those whose hint is counted in tokens. `number` is that of
+    each (kind of hint, whether right)."""
     metrics = {}
-    for kind in kinds:
-        if total := number[kind]:
-            metrics |= {f"accuracy/{kind}": right[kind] / total, f"rollouts/{kind}": total}
+    for kind in sorted({kind for kind, _ in number}, key=lambda kind: (kind == "hinted", len(kind), kind)):
+        right, wrong = number.get((kind, True), 0), number.get((kind, False), 0)
+        metrics |= {f"accuracy/{kind}": right / (right + wrong), f"rollouts/{kind}": float(right + wrong)}
     return metrics
 
 

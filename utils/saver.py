@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -34,8 +33,7 @@ class BackgroundSave:
                  run: Mapping[str, Any], state: ProblemState | None = None) -> None:
         watchdog.phase("checkpoint")
         self.step, self.run, self.actor = step, run, actor
-        self.folder = Path(output_dir) / "checkpoints"
-        self.final, self.partial = self.folder / f"step_{step}", self.folder / f".step_{step}.partial"
+        self.final, self.partial = checkpoint.places(output_dir, step)
         self.error: BaseException | None = None
         self.files: dict[str, list] = {}
         with writing(self.final, remove=self.partial):
@@ -70,7 +68,7 @@ class BackgroundSave:
         self._check()
         with writing(self.final, remove=self.partial):
             checkpoint.make_whole(self.partial, self.final, self.step, self.run, self.files)
-        checkpoint.drop(self.folder, self.step, keep_last, keep_every)
+        checkpoint.drop(self.final.parent, self.step, keep_last, keep_every)
 
     def _check(self) -> None:
         if self.error is not None:

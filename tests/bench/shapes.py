@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from training.tiny_base import make_tokenizer
+from utils.profiling import work_of_groups
 from utils.setup.shapes import SHAPES, Shape
 from utils.types import Rollout
 
@@ -93,14 +94,7 @@ def save_without_weights(config: PretrainedConfig, folder: Path) -> Path:
 def update_flops(shape: Shape, groups: Sequence[Sequence[Rollout]]) -> float:
     """FLOPs of matrix products and attention that the update of these groups needs, forward and backward: a prompt
     once, each token with those that it sees. What is recomputed, padded or masked is not in it."""
-    tokens = scored = pairs = 0
-    for group in groups:
-        prefix = len(group[0].prompt.prompt_ids) + len(group[0].prompt.hint_ids)
-        tokens, pairs = tokens + prefix, pairs + prefix * (prefix + 1) // 2
-        for rollout in group:
-            length = len(rollout.response_ids)
-            tokens, scored = tokens + length, scored + length
-            pairs += length * prefix + length * (length + 1) // 2
+    tokens, scored, pairs = work_of_groups(groups)
     width = shape.num_heads * shape.head_dim
     linear = shape.hidden_size * (2 * width + 2 * shape.num_kv_heads * shape.head_dim + 3 * shape.intermediate_size)
     forward = 2 * tokens * shape.num_layers * linear + 4 * pairs * shape.num_layers * width

@@ -22,10 +22,9 @@ from pathlib import Path
 
 import tyro
 
-from tests.helpers.launching import DEEPSPEED, MARK, ROOT, marked, to_words
+from tests.helpers.launching import DEEPSPEED, MARK, ROOT, marked, to_words, without_times
 from training import tiny_base
 from utils.report.runs import read_metrics
-from utils.run.logger import depends_on_machine
 from utils.tasks import countdown
 
 ALGORITHMS = ("uft", "rft", "stage", "r3", "sft", "adaback", "uft_adaptive")
@@ -72,8 +71,7 @@ def kill(process: subprocess.Popen, mark: str) -> None:
 
 
 def numbers_of(output_dir: Path) -> list[dict]:
-    return [{name: value for name, value in line.items() if not depends_on_machine(name)}
-            for line in read_metrics(output_dir)]
+    return list(map(without_times, read_metrics(output_dir)))
 
 
 def main(args: Args) -> None:

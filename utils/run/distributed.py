@@ -62,7 +62,7 @@ def sums(values: dict[str, float]) -> dict[str, float]:
 
 
 def maximum(value: float) -> float:
-    return _reduce([value], dist.ReduceOp.MAX)[0]
+    return maxima([value])[0]
 
 
 def maxima(values: list[float]) -> list[float]:
