@@ -1,5 +1,5 @@
 """One pretrained model through the whole path: evaluation, three steps of UFT, generate.py, and parity with its own
-forward pass. For a machine that has real weights:
+forward pass. For a machine that has real weights; on its CPU, or with SHOW_GPUS=1 on its GPUs:
 
     PRETRAINED_MODEL=/path/to/gemma-3-270m bash launch_scripts/test.sh -m pretrained
 
