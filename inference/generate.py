@@ -53,7 +53,7 @@ UNSURE = "\033[4;31m"  # red, underlined
 @dataclass
 class Args:
     model: str  # Hugging Face name or local folder, such as checkpoints/step_N/hf of a run
-    data: str | None = None  # built-in task (countdown, kk_logic, math, tree), folder with test.parquet, or own data
+    data: str | None = None  # built-in task (countdown, kk_logic, math, sudoku, tree), folder with test.parquet, or own
     test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
     prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction
     solution_column: str = ""  # own data: steps to the answer; empty: solution, reasoning or rationale, if there

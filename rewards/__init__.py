@@ -8,7 +8,7 @@ file of the user's, anywhere: see own_file.py.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rewards import competition_math, countdown, kk_logic, numeric, own_file, pool, tree
+from rewards import competition_math, countdown, kk_logic, numeric, own_file, pool, sudoku, tree
 from rewards.answer import Score
 
 __all__ = ["NAMED", "VERIFIERS", "Score", "own_digest", "score", "score_all", "use_file", "verifier_of", "verify"]
@@ -24,6 +24,7 @@ VERIFIERS: dict[str, Verifier] = {
     "math500": competition_math.verify,
     "minerva": competition_math.verify,
     "olympiad_bench": competition_math.verify,
+    "sudoku": sudoku.verify,
     "tree": tree.verify,
 }
 NAMED: dict[str, Verifier] = {  # for data that come from nowhere above; `use_file` adds the user's own

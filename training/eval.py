@@ -43,7 +43,7 @@ from utils.types import Sampling
 @dataclass
 class Args:
     model: tuple[str, ...]  # Hugging Face names or local folders, such as checkpoints/step_N/hf of a run
-    data: tuple[str, ...]  # built-in tasks (countdown, kk_logic, math, tree), folders with test.parquet, or own data
+    data: tuple[str, ...]  # built-in tasks (countdown, kk_logic, math, sudoku, tree), folders with test.parquet, or own
     output_dir: str  # folder for results.json and responses.jsonl
     test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
     prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction

@@ -43,7 +43,7 @@ from utils.types import LongestGroup, Sampling
 class Args:
     # run
     model: str  # Hugging Face name or local folder of the model to train
-    data: str  # built-in task (countdown, kk_logic, math, tree), folder with train.parquet, test.parquet, or own data
+    data: str  # built-in task (countdown, kk_logic, math, sudoku, tree), folder with train, test.parquet, or own data
     output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
     test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
     prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction

@@ -43,7 +43,7 @@ IGNORED = -100  # label of a token without loss
 @dataclass(frozen=True)
 class Args:
     output_dir: str  # folder for the model, in the form of transformers; must not exist, unless --overwrite
-    task: Literal["countdown", "tree"] = "countdown"  # what the texts are about
+    task: Literal["countdown", "sudoku", "tree"] = "countdown"  # what the texts are about
     data: str | None = None  # folder that the task's generator wrote, with its kind of problems; else the built-in
     overwrite: bool = False  # replace --output_dir
     seed: NotNegative[int] = 0  # of the texts and of the weights

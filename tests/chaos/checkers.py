@@ -1,6 +1,6 @@
 """What a completion may score, decided a second time and in other ways than by rewards/: no verifier is called here.
 
-`allowed` gives the rewards that a completion may get. For Countdown, Knights and Knaves and the tree it is one reward.
+`allowed` gives the rewards that a completion may get. For Countdown, Knights and Knaves, sudoku and the tree it is one.
 For numbers and mathematics it is 0.0 without an answer, never 1.0 where the answer has another value, and 0.1 or 1.0
 where nothing here can tell: a checker that knew every right answer would be another verifier.
 """
@@ -30,6 +30,8 @@ def allowed(data_source: str, completion: str, ground_truth: Mapping[str, Any]) 
         return {RIGHT if countdown(answer, ground_truth["target"], ground_truth["numbers"]) else WRONG}
     if data_source == "kk_logic":
         return {RIGHT if kk_logic(answer, ground_truth["names"], ground_truth["solution"]) else WRONG}
+    if data_source == "sudoku":
+        return {RIGHT if sudoku(visible(answer), visible(ground_truth["grid"])) else WRONG}
     if data_source == "tree":
         return {RIGHT if visible(answer) == visible(ground_truth["path"]) else WRONG}
     target = str(ground_truth["target"])
@@ -128,6 +130,23 @@ def answer_without_announcement(answer: str) -> str:
         rest = rest[match.end() :]
     announced = ANNOUNCED.match(rest)
     return rest[announced.end() :] if announced else answer
+
+
+# ---- Sudoku: no cell has the digit of one that it must differ from --------------------------------------------------
+
+
+def sudoku(filled: str, given: str) -> bool:
+    if len(filled) != len(given) or any(g not in ("0", f) for g, f in zip(given, filled, strict=True)):
+        return False
+    size = round(len(given) ** 0.5)
+    high, wide = {4: (2, 2), 6: (2, 3), 9: (3, 3)}[size]
+    if any(not "1" <= digit <= str(size) for digit in filled):
+        return False
+    places = [(divmod(i, size), digit) for i, digit in enumerate(filled)]
+    return not any(
+        digit == other_digit and (row == other_row or column == other_column
+                                  or (row // high, column // wide) == (other_row // high, other_column // wide))
+        for i, ((row, column), digit) in enumerate(places) for (other_row, other_column), other_digit in places[:i])
 
 
 # ---- The tree ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rewards.answer import CLOSE, OPEN
-from utils.tasks import countdown, kk_logic, tree
+from utils.tasks import countdown, kk_logic, sudoku, tree
 
 
 class Gold(NamedTuple):
@@ -111,8 +111,15 @@ def golds(per_task: int, seed: int) -> dict[str, list[Gold]]:
     found = {
         "countdown": [Gold("countdown", countdown.demonstration(one), one.ground_truth) for one in puzzles],
         "kk_logic": [Gold("kk_logic", kk_logic.demonstration(one), one.ground_truth) for one in knights],
+        "sudoku": [],
         "tree": [],
     }
+    for size, blanks in ((4, 8), (6, 12), (9, 30)):
+        args = sudoku.Args(output_dir="", size=size, min_blanks=1, max_blanks=blanks, seed=seed)
+        found["sudoku"] += [
+            Gold("sudoku", sudoku.demonstration(one.steps, one.solved, size), {"grid": sudoku.in_rows(one.given, size)})
+            for one in sudoku.make_puzzles(args, "train", -(-per_task // 3))
+        ]
     setting = tree.Setting(depth=6, branching=4)
     rule, rng = tree.hidden_rule(setting), random.Random(f"tree golds {seed}")
     for _ in range(per_task):

@@ -6,6 +6,7 @@ The long run is tests/chaos/fuzz_verifiers.py; the strings and the second opinio
 import ast
 import io
 import random
+import re
 import time
 from collections import Counter
 
@@ -73,6 +74,7 @@ WITHOUT_CARE = {  # verifiers with a fault each
     "countdown": lambda answer, truth: checkers.exact_value(ast.parse(answer.strip(" ")).body[0].value, [])
     == truth["target"],
     "kk_logic": lambda answer, truth: truth["solution_text_format"].lower() in answer.lower(),
+    "sudoku": lambda answer, truth: sum(map(int, re.findall("[0-9]", answer))) == sum(range(5)) * 4,
     "tree": lambda answer, truth: truth["path"] in answer,
     "aime": lambda answer, truth: str(int(truth["target"])) in answer,
 }
@@ -113,6 +115,9 @@ ANSWERS = [  # data source, ground truth, answer, is it right?
     ("kk_logic", {"names": ["Zoey"], "solution": [True]}, "- So, the solution is: [1] \\text{Zoey is a knight}", True),
     ("kk_logic", {"names": ["Zoey"], "solution": [True]}, "The solution is not: Zoey is a knight", False),
     ("kk_logic", {"names": ["Zoey", "Al"], "solution": [True, False]}, "* Zoey is a knight & so Al is a knave", True),
+    ("sudoku", {"grid": "1000 0000 2143 4321"}, "1432 3214 2143 4321", True),
+    ("sudoku", {"grid": "1000 0000 2143 4321"}, "1432 3412 2143 4321", False),
+    ("sudoku", {"grid": "1000 0000 2143 4321"}, "3412 1234 2143 4321", False),
     ("tree", {"path": "ABBA"}, "AB\u3000BA\n", True),
     ("tree", {"path": "ABBA"}, "ABB\u200bA", False),
     ("tree", {"path": "ABBA"}, "abba", False),
@@ -335,6 +340,8 @@ BAD_FILES = {  # name -> the file, and what the message names besides it
     "math empty": (of_source("math500", target=" $$ "), "row 0: math ground_truth"),
     "math too long": (of_source("math500", target="1" * 1_001), "row 0: math ground_truth"),
     "math a list": (of_source("math500", target=["5"]), "row 0: math ground_truth"),
+    "sudoku grid of 5 digits": (of_source("sudoku", grid="12345"), "row 0: sudoku ground_truth"),
+    "sudoku grid a number": (of_source("sudoku", grid=1000), "row 0: sudoku ground_truth"),
     "tree path a list": (of_source("tree", path=["A", "B"]), "row 0: tree ground_truth"),
     "tree path blank": (of_source("tree", path=" \n"), "row 0: tree ground_truth"),
 }

@@ -15,6 +15,7 @@ TASKS = {  # ground truth, a right answer, a wrong one
     "kk_logic": ({"names": ["Zoey", "Oliver", "Mia"], "solution": [True, False, False]},
                  "(1) Zoey is a knight\n(2) Oliver is a knave\n(3) Mia is a knave",
                  "(1) Zoey is a knave\n(2) Oliver is a knave\n(3) Mia is a knave"),
+    "sudoku": ({"grid": "1000 0000 2143 4321"}, "1234 3412 2143 4321", "1234 3421 2143 4312"),
     "tree": ({"path": "BACA"}, "BACA", "BACB"),
     **{source: ({"target": "18"}, "18", "19") for source in NUMERIC_SOURCES},
     **{source: ({"target": r"4\sqrt{2}"}, r"4\sqrt{2}", r"4\sqrt{3}") for source in MATH_SOURCES},
@@ -323,11 +324,28 @@ MATHEMATICS = [  # trick, answer, reward, target
     ("spaces up to 100,000 characters", f"{5:100000}", 0.1, "5"),
     ("1,000 braces", "{" * 450 + "5" + "}" * 450, 0.1, "5"),
 ]
+SUDOKU = [
+    ("a digit a line", "\n".join("1234341221434321"), 1.0),
+    ("spaces up to 100,000 characters", f"{'1234 3412 2143 4321':100000}", 1.0),  # white space is free
+    ("the given grid", "1000 0000 2143 4321", 0.1),
+    ("given cells changed to what keeps the rules", "3412 1234 2143 4321", 0.1),
+    ("the blank cells alone", "234 3412", 0.1),
+    ("the grid twice", "1234 3412 2143 4321 1234 3412 2143 4321", 0.1),
+    ("a digit too many", "1234 3412 2143 43211", 0.1),
+    ("a digit more than there are", "1534 3412 2143 4321", 0.1),
+    ("a 0 that is left", "1204 3412 2143 4321", 0.1),
+    ("a wildcard", "1234 3412 2143 ****", 0.1),
+    ("commas", "1,2,3,4 3,4,1,2 2,1,4,3 4,3,2,1", 0.1),
+    ("cells by their names", "a2 = 2 a3 = 3 a4 = 4 b1 = 3 b2 = 4 b3 = 1 b4 = 2", 0.1),
+    ("Arabic digits", "12\u06634 3412 2143 4321", 0.1),
+    ("a full-width digit", "123\uff14 3412 2143 4321", 0.1),
+]
 ANSWER_TRICKS = [
     *[("countdown", *trick, TASKS["countdown"][0]) for trick in COUNTDOWN],
     *[("kk_logic", *trick, TASKS["kk_logic"][0]) for trick in KK_LOGIC],
     *[("openai/gsm8k", *trick, {"target": 18}) for trick in NUMERIC],
     *[("math500", *trick, {"target": target}) for *trick, target in MATHEMATICS],
+    *[("sudoku", *trick, TASKS["sudoku"][0]) for trick in SUDOKU],
     ("tree", "spaces between the states", "B A\nC A", 1.0, {"path": "BACA"}),
     ("tree", "spaces up to 100,000 characters", f"{'BACA':100000}", 1.0, {"path": "BACA"}),  # white space is free
     ("tree", "the beginning", "BAC", 0.1, {"path": "BACA"}),

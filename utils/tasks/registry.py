@@ -7,19 +7,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from utils.tasks import benchmarks, competition_math, countdown, kk_logic, tree
+from utils.tasks import benchmarks, competition_math, countdown, kk_logic, sudoku, tree
 from utils.types import Problem
 
 BUILT_IN: dict[str, Callable[[Path], None]] = {
     "countdown": countdown.build,
     "kk_logic": kk_logic.build,
     "math": competition_math.build,
+    "sudoku": sudoku.build,
     "tree": tree.build,
     **{name: partial(benchmarks.build, name=name) for name in benchmarks.BENCHMARKS},  # for evaluation: no train split
 }
 CONSTANT_ANSWERS: dict[str, Callable] = {  # data_source -> the best one
     "countdown": countdown.best_constant_pattern,
     "kk_logic": kk_logic.best_constant_pattern,
+    "sudoku": sudoku.best_constant_pattern,
     "tree": tree.best_constant_pattern,
 }
 

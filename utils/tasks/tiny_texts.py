@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.countdown import whole
-from utils.tasks import countdown, tree
+from utils.tasks import countdown, sudoku, tree
 from utils.types import Problem
 
 Texts = Iterator[tuple[str, str]]
@@ -69,7 +69,32 @@ def tree_texts(folder: Path, test_problems: Sequence[Problem], solved_fraction: 
         yield tree.instruction(turns), tree.demonstration(turns, path)
 
 
+def sudoku_texts(folder: Path, test_problems: Sequence[Problem], solved_fraction: float, seed: int) -> Texts:
+    """Grids whose blank cells are named in the right order, and copied rightly into the answer, by a base that looks at
+    the row only: each digit is one that no given cell of its row has. The solved ones are right all along; none of
+    their grids belongs to the test split."""
+    setting = sudoku.load_setting(folder)
+    size = setting.size
+    givens = ["".join(problem.ground_truth["grid"].split()) for problem in test_problems]
+    held_out = {puzzle.solved for given in givens if (puzzle := sudoku.solve(given, size)) is not None}
+    rng = random.Random(f"tiny base {seed}")
+    while True:
+        grid = sudoku.draw_grid(size, rng)
+        puzzle = sudoku.draw_puzzle(grid, rng.randint(setting.min_blanks, setting.max_blanks), size, rng)
+        if puzzle is None:
+            continue
+        filled = list(puzzle.solved)
+        if rng.random() >= solved_fraction:
+            for cell in puzzle.steps:
+                row = puzzle.given[cell // size * size :][:size]
+                filled[cell] = rng.choice([digit for digit in "123456789"[:size] if digit not in row])
+        elif puzzle.solved in held_out:
+            continue
+        yield sudoku.instruction(puzzle.given, size), sudoku.demonstration(puzzle.steps, "".join(filled), size)
+
+
 TASKS = {
     "countdown": Task(countdown_texts, breaks=r"[\d()\n]"),
+    "sudoku": Task(sudoku_texts, breaks=rf"[{sudoku.ROWS}](?=\d)|[\d\n]"),
     "tree": Task(tree_texts, breaks=rf"[{tree.STATES}\d\n]"),
 }
