@@ -10,7 +10,7 @@ from tests.structure import circles, import_graph, longest_chain, modules
 from utils import ROOT
 
 LAYERS = (  # the first prefix that fits a module says its layer
-    ("launch_scripts.run", 5), ("training.", 5), ("inference.generate", 5),
+    ("launch_scripts.", 5), ("training.", 5), ("inference.generate", 5),
     ("utils.setup.", 4), ("utils.report.", 4), ("utils.export", 4),
     ("inference.", 3),
     ("utils.run.", 0), ("utils.types", 0), ("utils.seeding", 0), ("utils.losses", 0), ("utils.cpu_linear", 0),

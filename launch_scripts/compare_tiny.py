@@ -1,0 +1,204 @@
+"""What compare_tiny.sh runs, a line a run: its folder, its script, its flags.
+
+    python launch_scripts/compare_tiny.py tune --run runs/compare_tiny --tasks countdown tree6 sudoku --seeds 0 1 2
+
+A stage is listed as a whole, in two parts where some runs begin with what others have made: `--part 1`, `--part 2`.
+Every method is tuned alike: four runs of half the steps, with one seed that the comparison does not use, on problems of
+another seed; the best last evaluation there decides. A method with a coefficient of its own is tried with two learning
+rates and two of it, one without with four learning rates.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.report.runs import ACCURACY, read_evaluations
+
+TUNING_SEED = 100
+Flags = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Task:
+    steps: int  # training steps of a run; tuning takes half
+    lr: float  # the lower learning rate of methods that sample; they take four updates a step
+    sft_lr: float  # the same of SFT; one update a step
+    eval_every: int
+    flags: Flags  # of every run
+    sampling: Flags  # of those that sample
+
+
+TASKS = {
+    "countdown": Task(160, 2e-4, 1e-3, 20, {"prompts_per_step": 64, "max_prompt_length": 96, "max_response_length": 64},
+                      {"group_size": 4, "mini_batch_prompts": 16}),
+    "sudoku": Task(160, 2e-4, 1e-3, 20, {"prompts_per_step": 64, "max_prompt_length": 96, "max_response_length": 80},
+                   {"group_size": 4, "mini_batch_prompts": 16}),
+    "tree6": Task(160, 4e-4, 1e-3, 10, {"prompts_per_step": 32, "max_prompt_length": 48, "max_response_length": 64},
+                  {"group_size": 8, "mini_batch_prompts": 8}),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    script: str
+    own: tuple[Flags, ...] = ()  # two settings of the method's own coefficient
+    flags: Flags = field(default_factory=dict)  # a share of the steps where the value is a text "0.5 steps"
+    begins_with: str = ""  # the method whose last checkpoint it trains
+
+
+DEMONSTRATIONS = {"max_demonstration_length": 96}
+HINTS = {"hint_steps": "0.5 steps"}
+SFT_COEFS = ({"sft_coef": 0.001}, {"sft_coef": 1.0})
+METHODS = {
+    "sft": Method("sft"),
+    "rft": Method("rft"),
+    # An SFT step costs 3 passes for a demonstration, an RFT step 4 for each of its samples: fewer steps for equal cost.
+    "sft_rft": Method("rft", flags={"total_steps": "0.8 steps"}, begins_with="sft"),
+    "r3": Method("r3"),
+    "stage": Method("stage", SFT_COEFS, HINTS),
+    "uft": Method("uft", SFT_COEFS, HINTS),
+    "uft_adaptive": Method("uft_adaptive", SFT_COEFS),
+    "luffy": Method("luffy", ({"shaping": 0.1}, {"shaping": 0.5}), DEMONSTRATIONS),
+    "chord": Method("chord", ({"phi": True, "mu_peak": 0.1, "mu_valley": 0.1}, {"mu_peak": 0.9, "mu_valley": 0.05,
+                    "mu_decay": "0.5 steps"}), DEMONSTRATIONS),
+    "hpt": Method("hpt", ({"sft_coef": 1.0}, {"sft_coef": 0.3}), DEMONSTRATIONS),
+    "srft": Method("srft", ({"sft_coef": 0.5}, {"sft_coef": 2.0}), DEMONSTRATIONS),
+    "adaback": Method("adaback"),
+    "ghpo": Method("ghpo"),
+    "prefix_rft": Method("prefix_rft", ({"prefix_loss": "top"}, {"prefix_loss": "all"})),
+}
+# One flag each, every other as in the comparison. What is learned of a prefix, and UFT's two sweeps.
+SWEEPS = {
+    **{f"prefix_{kind}": ("prefix_rft", {"prefix_loss": kind}) for kind in ("top", "all", "none", "nll")},
+    **{f"uft_sft_coef_{value:g}": ("uft", {"sft_coef": value}) for value in (0.0, 0.001, 0.01, 0.1, 1.0)},
+    **{f"uft_hint_steps_{share:g}": ("uft", {"hint_steps": f"{share} steps"}) for share in (0.125, 0.25, 0.75, 1.0)},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    script: str
+    flags: Flags
+
+    def line(self) -> str:
+        words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in self.flags.items()]
+        return f"{self.folder} {self.script} {' '.join(words)}"
+
+
+def settings(method: Method, task: Task) -> list[Flags]:
+    """The four that a method is tuned over."""
+    lr = task.sft_lr if method.script == "sft" else task.lr
+    if method.own:
+        return [{"lr": lr * factor} | own for own, factor in product(method.own, (1, 2))]
+    return [{"lr": lr * factor} for factor in (0.5, 1, 2, 4)]
+
+
+def make_run(folder: Path, name: str, chosen: Flags, seed: int, model: Path, data: Path, num_steps: int) -> Run:
+    """`chosen` are the tuned flags; `folder` is the run's, in that of a task."""
+    task, method = TASKS[data.parent.name], METHODS[name]
+    flags: Flags = {"model": model, "data": data, "seed": seed, "total_steps": num_steps, "eval_every": task.eval_every,
+                    **task.flags}
+    if method.script == "sft":
+        flags |= {"mini_batch_prompts": task.flags["prompts_per_step"],
+                  "max_length": task.flags["max_prompt_length"] + task.flags["max_response_length"]}
+    else:
+        flags |= {**task.sampling, "kl_coef": 0}
+        if method.script not in ("srft", "prefix_rft"):  # the one has no ratio, the other one of tokens not sampled
+            flags["old_logprobs"] = "engine"  # the same numbers, a pass less
+    flags |= method.flags | chosen
+    for key, value in flags.items():
+        if isinstance(value, str) and value.endswith(" steps"):
+            flags[key] = max(1, round(float(value.split()[0]) * num_steps))
+    return Run(folder, method.script, flags)
+
+
+def last_checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text(encoding="utf-8").strip() / "hf"
+
+
+def tuning(root: Path, task_name: str, name: str) -> list[Run]:
+    task, folder = TASKS[task_name], root / task_name
+    model = folder / "base"
+    if METHODS[name].begins_with:
+        first = METHODS[name].begins_with
+        model = last_checkpoint(folder / "tuning" / f"{first}_{best_setting(root, task_name, first)}")
+    return [make_run(folder / "tuning" / f"{name}_{i}", name, chosen, TUNING_SEED, model, folder / "tuning_data",
+                     task.steps // 2)
+            for i, chosen in enumerate(settings(METHODS[name], task))]
+
+
+def best_setting(root: Path, task_name: str, name: str) -> int:
+    """Which of the four had the best last evaluation, the first of equal ones."""
+    ends = [read_evaluations(root / task_name / "tuning" / f"{name}_{i}")[-1][ACCURACY] for i in range(4)]
+    return ends.index(max(ends))
+
+
+def tuned(root: Path, task_name: str, name: str) -> Flags:
+    return settings(METHODS[name], TASKS[task_name])[best_setting(root, task_name, name)]
+
+
+def comparison(root: Path, task_name: str, name: str, seed: int, flags: Flags | None = None,
+               as_name: str = "") -> Run:
+    """The run of a method with its tuned flags, and with `flags` over them."""
+    folder, first = root / task_name, METHODS[name].begins_with
+    model = last_checkpoint(folder / f"{first}_seed{seed}") if first else folder / "base"
+    return make_run(folder / f"{as_name or name}_seed{seed}", name, tuned(root, task_name, name) | (flags or {}), seed,
+                    model, folder / "data", TASKS[task_name].steps)
+
+
+def sweep(root: Path, task_name: str, name: str, seed: int) -> Run | None:
+    """A run of SWEEPS; None where the comparison has it already."""
+    method, flags = SWEEPS[name]
+    same = comparison(root, task_name, method, seed)
+    run = comparison(root, task_name, method, seed, flags, name)
+    return None if run.flags == same.flags else run
+
+
+def list_runs(root: Path, stage: str, part: int, tasks: list[str], seeds: list[int]) -> list[Run]:
+    methods = [name for name, method in METHODS.items() if bool(method.begins_with) == (part == 2)]
+    if stage == "tune":
+        return [run for name in methods for task in tasks for run in tuning(root, task, name)]
+    if stage == "compare":
+        return [comparison(root, task, name, seed) for seed in seeds for name in methods for task in tasks]
+    return [] if part == 2 else [
+        run for seed in seeds for name in SWEEPS for task in tasks if task != "tree6"
+        if (run := sweep(root, task, name, seed)) is not None]
+
+
+def tuning_table(root: Path, tasks: list[str]) -> str:
+    """Markdown: for each method and task the flags that were chosen, and the accuracies of all four."""
+    lines = ["| method | " + " | ".join(tasks) + " |", "| :-- |" + " :-- |" * len(tasks)]
+    for name in METHODS:
+        cells = []
+        for task in tasks:
+            best = best_setting(root, task, name)
+            ends = [read_evaluations(root / task / "tuning" / f"{name}_{i}")[-1][ACCURACY] for i in range(4)]
+            chosen = json.dumps(settings(METHODS[name], TASKS[task])[best]).translate(str.maketrans("", "", '{}"'))
+            cells.append(f"{chosen} ({', '.join(f'{end:.3f}' for end in ends)})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("tune", "compare", "sweep", "tuned"))
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--part", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    if args.stage == "tuned":
+        print(tuning_table(args.run, args.tasks))
+    else:
+        for run in list_runs(args.run, args.stage, args.part, args.tasks, args.seeds):
+            print(run.line())
+
+
+if __name__ == "__main__":
+    main()

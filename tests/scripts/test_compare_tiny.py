@@ -1,0 +1,113 @@
+"""The comparison of all methods: what compare_tiny.sh runs, in which order, and that each method is tuned alike."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import tyro
+
+from launch_scripts import compare_tiny
+from launch_scripts.compare_tiny import METHODS, SWEEPS, TASKS, list_runs
+from tests.scripts.test_launch_scripts import SCRIPTS
+
+ENDS = (0.2, 0.5, 0.5, 0.1)  # of the four tuning runs: the second is the first of the best
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Tuned, and with the runs that others begin with."""
+    for task in TASKS:
+        for name in METHODS:
+            for i, accuracy in enumerate(ENDS):
+                evaluated(tmp_path / task / "tuning" / f"{name}_{i}", accuracy)
+        for i in range(4):
+            saved(tmp_path / task / "tuning" / f"sft_{i}", 80)
+        for seed in (0, 1):
+            saved(tmp_path / task / f"sft_seed{seed}", 160)
+    return tmp_path
+
+
+def evaluated(run, accuracy):
+    run.mkdir(parents=True)
+    lines = [{"step": 0, "eval/accuracy": 0.9, "eval/n": 8}, {"step": 80, "eval/accuracy": accuracy, "eval/n": 8}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def saved(run, step):
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text(f"step_{step}\n")
+
+
+def words(run):
+    return run.line().split()
+
+
+def parsed(run):
+    folder, script, *flags = words(run)
+    args = tyro.cli(SCRIPTS[script].Args, args=[*flags, "--output_dir", folder], config=(tyro.conf.FlagCreatePairsOff,),
+                    use_underscores=True)
+    return asdict(args)
+
+
+@pytest.mark.parametrize("stage", ["tune", "compare", "sweep"])
+def test_every_line_is_a_command_that_its_script_takes(root, stage):
+    runs = [run for part in (1, 2) for run in list_runs(root, stage, part, list(TASKS), [0, 1])]
+    assert len({run.folder for run in runs}) == len(runs)
+    for run in runs:
+        flags = parsed(run)
+        assert flags["prompts_per_step"] % flags["mini_batch_prompts"] == 0
+        assert all(flags[name] == type(flags[name])(value) for name, value in run.flags.items())
+        assert "steps" not in run.line().replace("total_steps", "").replace("hint_steps", "")
+
+
+def test_each_method_is_tuned_over_four_settings_that_differ(root):
+    for task in TASKS:
+        for name, method in METHODS.items():
+            tried = compare_tiny.settings(method, TASKS[task])
+            assert len(tried) == 4 and len({json.dumps(one) for one in tried}) == 4
+            assert len({one["lr"] for one in tried}) == (2 if method.own else 4)
+            runs = compare_tiny.tuning(root, task, name)
+            assert [run.flags["lr"] for run in runs] == [one["lr"] for one in tried]
+            assert {run.flags["seed"] for run in runs} == {compare_tiny.TUNING_SEED}
+            assert {run.flags["data"] for run in runs} == {root / task / "tuning_data"}  # the test split is not seen
+
+
+def test_the_best_last_evaluation_decides(root):
+    for name in METHODS:
+        assert compare_tiny.tuned(root, "sudoku", name) == compare_tiny.settings(METHODS[name], TASKS["sudoku"])[1]
+    assert "rft | lr: 0.0002 (0.200, 0.500, 0.500, 0.100)" in compare_tiny.tuning_table(root, ["sudoku"])
+
+
+def test_sft_rft_comes_after_sft_and_costs_as_much_as_rft(root):
+    """Per step and prompt: SFT 3 passes for a demonstration, RFT 4 for each of 4 samples: 160 SFT steps are 30 of RFT."""
+    first, second = (list_runs(root, "compare", part, ["countdown"], [1]) for part in (1, 2))
+    assert {run.folder.name for run in first} == {f"{name}_seed1" for name in METHODS if name != "sft_rft"}
+    [run] = second
+    assert run.script == "rft" and run.flags["model"] == root / "countdown" / "sft_seed1/checkpoints/step_160/hf"
+    assert 3 * 160 + 16 * run.flags["total_steps"] <= 16 * 160 < 3 * 160 + 16 * (run.flags["total_steps"] + 4)
+    tuning = list_runs(root, "tune", 2, ["countdown"], [0])
+    assert [run.folder.name for run in tuning] == [f"sft_rft_{i}" for i in range(4)]
+    assert {run.flags["model"] for run in tuning} == {root / "countdown/tuning/sft_1/checkpoints/step_80/hf"}
+
+
+def test_a_sweep_changes_one_flag_and_leaves_out_what_the_comparison_has(root):
+    runs = {run.folder.name: run for run in list_runs(root, "sweep", 1, ["sudoku"], [0])}
+    compared = {run.folder.name: run for run in list_runs(root, "compare", 1, ["sudoku"], [0])}
+    missing = {name for name in SWEEPS if f"{name}_seed0" not in runs}
+    for name in missing:
+        method, flags = SWEEPS[name]
+        same = compared[f"{method}_seed0"].flags
+        assert all(same[key] == value for key, value in flags.items())
+    assert missing == {"prefix_top", "uft_sft_coef_0.001"}  # ENDS chose these
+    for name, run in runs.items():
+        method, flags = SWEEPS[name.removesuffix("_seed0")]
+        differing = {key for key, value in run.flags.items() if compared[f"{method}_seed0"].flags.get(key) != value}
+        assert differing == set(flags)
+    assert runs["uft_hint_steps_0.25_seed0"].flags["hint_steps"] == 40
+
+
+def test_a_run_that_is_missing_is_named(root):
+    shutil.rmtree(root / "sudoku" / "tuning" / "rft_3")
+    with pytest.raises((FileNotFoundError, ValueError), match="rft_3"):
+        compare_tiny.tuned(root, "sudoku", "rft")
