@@ -251,7 +251,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(mini_batches)
         right = [sum(score.correct for score in group) / len(group) for group in scores]
         metrics |= plan.state.merge({problem.index: narrowed(plan.state.of(problem), share, accuracy, args)
                                      for problem, share, accuracy in zip(problems, shares, right, strict=True)},

@@ -191,6 +191,7 @@ def main(args: Args) -> None:
         # 3. reward and advantage
         watch.begin("reward")
         scores = score_rollouts(groups, plan.tokenizer)
+        dropped = []  # groups that are not trained
         for number in range(1, args.hint_rounds + 1):  # on every rank, for engines of which several ranks share one
             failed = [place for place, group in enumerate(scores) if not any(score.correct for score in group)]
             share = number / (args.hint_rounds + 1)
@@ -199,6 +200,7 @@ def main(args: Args) -> None:
             anew = engine.generate(prompts, replace(sampling, first_sample=number * args.group_size), step)
             watch.begin("reward")
             for place, group, judged in zip(failed, anew, score_rollouts(anew, plan.tokenizer), strict=True):
+                dropped.append(groups[place])
                 groups[place], scores[place] = group, judged
         engine.sleep()
         rewards = torch.tensor([[score.reward for score in group] for group in scores])  # (P, G)
@@ -241,7 +243,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds, dropped) | mismatch | losses.means(mini_batches)
         logger.log_training(step, metrics | guard.metrics() | actor.gradients.norms() | {"lr": args.lr})
         if step % args.eval_every == 0:
             logger.log_samples(step, group_texts(groups[0], scores[0], plan.tokenizer), kind="training")

@@ -242,7 +242,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(mini_batches)
         metrics["gated"] = distributed.sums({"gated": sum(is_gated)})["gated"] / args.prompts_per_step
         logger.log_training(step, metrics | guard.metrics() | actor.gradients.norms() | {"lr": args.lr})
         if step % args.eval_every == 0:

@@ -254,7 +254,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(mini_batches)
         logger.log_training(step, metrics | guard.metrics() | actor.gradients.norms() | {"lr": args.lr})
         if step % args.eval_every == 0:
             logger.log_samples(step, group_texts(groups[0], scores[0], plan.tokenizer), kind="training")

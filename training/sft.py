@@ -195,7 +195,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = losses.means(plan.num_updates) | watch.seconds | {"lr": learning_rate(step, args)}
+        metrics = losses.means(mini_batches) | watch.seconds | {"lr": learning_rate(step, args)}
         logger.log_training(step, metrics | guard.metrics())
 
     logger.close()

@@ -261,7 +261,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(mini_batches)
         right = [sum(score.correct for score in group) / len(group) for group in scores]
         metrics |= plan.state.merge({problem.index: (adapted(*plan.state.of(problem), accuracy, args),)
                                      for problem, accuracy in zip(problems, right, strict=True)}, args.mean_rate)

@@ -20,6 +20,14 @@ def count_tokens(masks: Sequence[Tensor]) -> float:
     return distributed.sums({"tokens": float(sum(mask.sum() for mask in masks))})["tokens"]
 
 
+def scored_tokens(mini_batches: Sequence[Sequence[MicroBatch]]) -> dict[str, float]:
+    """Tokens under each kind of mask, on this rank. A hint is counted once for the responses that share it."""
+    micro_batches = [micro_batch for mini_batch in mini_batches for micro_batch in mini_batch]
+    return {"tokens/response": float(sum(one.response_mask.sum() for one in micro_batches)),
+            "tokens/hint": float(sum(one.hint_mask.sum() for one in micro_batches)),
+            "tokens/demonstration": float(sum(one.demonstration_mask.sum() for one in micro_batches))}
+
+
 class LossSums:
     """Adds up the parts of the losses of one step without waiting for the device."""
 
@@ -45,13 +53,14 @@ class LossSums:
         counts = distributed.sums({name: float(not part.isfinite()) for name, part in sorted(self.parts.items())})
         return [name for name, count in counts.items() if count]
 
-    def means(self, num_updates: int) -> dict[str, float]:
-        """Each loss summed over micro-batches and ranks, averaged over the step's updates; and the maxima."""
-        names = sorted(self.parts)
+    def means(self, mini_batches: Sequence[Sequence[MicroBatch]]) -> dict[str, float]:
+        """Each loss summed over micro-batches and ranks, averaged over the step's updates, one for each mini-batch; the
+        maxima; and how many tokens of each kind the updates scored."""
+        names, tokens = sorted(self.parts), scored_tokens(mini_batches)
         values = torch.stack([self.parts[name] for name in names]).tolist()
-        totals = distributed.sums(dict(zip(names, values, strict=True)))
+        totals = distributed.sums(dict(zip(names, values, strict=True)) | tokens)
         maxima = {name: distributed.maximum(float(value)) for name, value in self.maxima.items()}
-        return {name: totals[name] / num_updates for name in names} | maxima
+        return {name: totals[name] / (1 if name in tokens else len(mini_batches)) for name in totals} | maxima
 
 
 class StateGradients:

@@ -47,12 +47,14 @@ def score_rollouts(groups: Sequence[Sequence[Rollout]], tokenizer: PreTrainedTok
 
 
 def rollout_metrics(
-    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]], seconds: Mapping[str, float]
+    groups: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Verdict]], seconds: Mapping[str, float],
+    dropped: Sequence[Sequence[Rollout]] = (),
 ) -> dict[str, float]:
     """Means over the rollouts (*hint*: over the problems, *groups*: over the groups) of all ranks, and `seconds`, the
     times of a Stopwatch. The names are explained in utils/run/logger.py. Demonstrations are left out of all.
 
-    verifier_timeouts is a count: rollouts whose verifier ran out of time, crashed or raised.
+    verifier_timeouts is a count: rollouts whose verifier ran out of time, crashed or raised. tokens/sampled is one too,
+    and the only number that has the groups which were sampled and `dropped` for others.
     """
     groups, scores = sampled(groups), sampled(groups, scores)
     rollouts = [rollout for group in groups for rollout in group]
@@ -76,6 +78,7 @@ def rollout_metrics(
         "groups_all_right": sum(all(score.correct for score in group) for group in scores),
         "groups_all_wrong": sum(not any(score.correct for score in group) for group in scores),
         "verifier_timeouts": sum(map(pool.has_failed, all_scores)),
+        "tokens_dropped": sum(len(rollout.response_ids) for group in dropped for rollout in group),
     })
     per_group = {"prompt_tokens", "hint_share", "hint_slices", "hint_tokens", "whole_hints", "flat_groups",
                  "groups_all_right", "groups_all_wrong"}
@@ -88,7 +91,8 @@ def rollout_metrics(
     totals["common_answer"] = max(sum(of_patterns, Counter()).values(), default=0)
     times = {"slowest_rank": spent.index(max(spent)), "seconds/slowest_rank": max(spent),
              "seconds/mean_rank": sum(spent) / len(spent)}
-    counts = {"verifier_timeouts": totals.pop("verifier_timeouts")}
+    counts = {"verifier_timeouts": totals.pop("verifier_timeouts"),
+              "tokens/sampled": totals["response_tokens"] + totals.pop("tokens_dropped")}
     tokens_per_second = totals["response_tokens"] / seconds["seconds/rollout"]
     means = {name: total / (num_groups if name in per_group else num_rollouts) for name, total in totals.items()}
     return (means | counts | accuracy_by_hint(sum(of_hints, Counter())) | {"tokens_per_second": tokens_per_second}

@@ -73,6 +73,9 @@ def test_lines_are_explained_and_count_what_was_sampled(on_two, name):
         assert line["rollouts/slices_0"] == PROMPTS * (3 if name == "luffy" else 4) and line["hint_tokens"] == 0
         assert line[DEMONSTRATION_LOSS[name]] != 0 and line["grad_norm"] > 0
         assert line["state_grad_norm/demonstration"] > 0 and line["state_grad_norm/response"] > 0
+        assert line["tokens/sampled"] == pytest.approx(line["response_tokens"] * line["rollouts/slices_0"])
+        assert (line["tokens/response"] < line["tokens/sampled"]) == (name == "hpt") and line["tokens/hint"] == 0
+        assert line["tokens/demonstration"] > 0
         assert line["accuracy"] < 1 and line["logprob_mismatch"] < 1e-9  # a demonstration's would be nats
 
 

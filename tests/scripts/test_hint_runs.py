@@ -88,6 +88,9 @@ def test_lines_are_explained_and_hints_are_shown(on_two, name):
         assert (line["hint_slices"] > 0) == (name == "uft_adaptive") != ("rollouts/hinted" in line)
         shown = sum(value for field, value in line.items() if field.startswith("rollouts/"))
         assert shown == PROMPTS * 4 and set(KEEPS.get(name, [])) <= set(line)
+        assert line["tokens/hint"] == pytest.approx(line["hint_tokens"] * PROMPTS)
+        assert line["tokens/response"] == pytest.approx(line["response_tokens"] * PROMPTS * 4)
+        assert (line["tokens/sampled"] > line["tokens/response"]) == (name == "ghpo")
         assert (line["state_grad_norm/hint"] > 0) == (name in ("prefix_rft", "uft_adaptive"))
         assert (line["sft_loss"] > 0) == (name == "uft_adaptive")
 

@@ -48,7 +48,7 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "hpt"): 35,
     ("rft", "srft"): 66,
     ("rft", "adaback"): 41,
-    ("rft", "ghpo"): 25,
+    ("rft", "ghpo"): 29,
     ("rft", "prefix_rft"): 48,
     ("uft", "uft_adaptive"): 41,
 }

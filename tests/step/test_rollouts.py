@@ -9,7 +9,8 @@ import torch
 from rewards.answer import CORRECT, NO_ANSWER, WRONG_RESULT
 from tests.helpers.models import make_problem
 from utils import metrics
-from utils.metrics import StateGradients
+from utils.metrics import LossSums, StateGradients
+from utils.packing import pack_mini_batches
 from utils.rollouts import Verdict, group_texts, rollout_metrics
 from utils.types import Prompt, Rollout
 
@@ -32,6 +33,25 @@ def test_groups_hints_and_accuracy_by_slices():
     }
     assert {name: line[name] for name in expected} == expected
     assert not {"accuracy/slices_1", "rollouts/slices_1"} & set(line)  # of no rollout nothing is said
+
+
+def test_tokens_are_counted_as_sampled_and_as_scored():
+    """Two groups of two responses of 3 tokens, one with a hint of 2 that was sampled in the place of two others, of 2
+    and of 5 tokens; for the second group its demonstration of 4 is trained, as HPT does."""
+    kept, gated = group(0, 2, 0.5), group(1, 0, 0.0)
+    dropped = [group(0, 0, 0.0, num_tokens=2), group(0, 1, 0.25, num_tokens=5)]
+    scores = [[Verdict(*CORRECT), Verdict(*NO_ANSWER)]] * 2
+    line, without = (rollout_metrics([kept, gated], scores, SECONDS, groups) for groups in (dropped, []))
+    assert line["tokens/sampled"] == 4 * 3 + 2 * 2 + 2 * 5 and without["tokens/sampled"] == 4 * 3
+    assert line == without | {"tokens/sampled": line["tokens/sampled"]}  # no other number sees them
+    demonstration = Rollout(gated[0].prompt, [9] * 4, [0.0] * 4, "stop", demonstration=True)
+    losses = LossSums()
+    losses.add(loss=torch.tensor(3.0))
+    for share_prefix in (True, False):
+        mini_batches = pack_mini_batches([kept, [demonstration]], [[1.0, -1.0], [0.0]], 2, 64, torch.device("cpu"),
+                                         share_prefix)
+        assert losses.means(mini_batches) == {"loss": 1.5, "tokens/response": 6, "tokens/hint": 2,
+                                              "tokens/demonstration": 4}
 
 
 def test_seconds_of_a_part_that_begins_again_add_up(monkeypatch):

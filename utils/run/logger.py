@@ -56,6 +56,11 @@ MORE_FIELDS = {  # of the scripts that know them; N is a number
     "rollouts/slices_N": "number of these responses",
     "accuracy/hinted": "fraction right of the responses that go on from a hint which is counted in tokens",
     "rollouts/hinted": "number of these responses",
+    "tokens/sampled": "number of tokens sampled, of groups too that were sampled anew",
+    "tokens/response": "number of sampled tokens in the step's updates",
+    "tokens/hint": "number of hint tokens there, whether a loss has them or not, once for a group; sft.py: of its "
+                   "demonstrations",
+    "tokens/demonstration": "number of tokens of demonstrations beside the responses there",
     "hint_low": "smallest share of its solution that a problem may be shown: running mean over the steps' problems",
     "hint_high": "the largest, likewise",
     "hint_p": "probability of a slice of its solution to be shown, likewise",
