@@ -190,6 +190,18 @@ def test_a_method_that_never_solves_anything_is_drawn(tmp_path, monkeypatch):
     assert {line.get_label() for line in figures[0].axes[0].lines} == {"rft", "uft", "base"}
 
 
+def test_fourteen_methods_fit_into_the_figure(tmp_path, monkeypatch):
+    runs = [write_run(tmp_path / f"a method, number {number}", tmp_path / "words", [0.0, 0.1], hints=number > 12)
+            for number in range(14)]
+    figures, make = [], comparison.Figure
+    monkeypatch.setattr(comparison, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
+    comparison.plot_comparison(runs, tmp_path / "figure.png")
+    accuracy, hints = figures[0].axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in accuracy.lines if line.get_label() != "base"}
+    assert len(looks) == 14  # seven colours, solid and dashed
+    assert max(map(len, hints.get_xlabel().splitlines())) <= 60 and "number 12" in hints.get_xlabel()
+
+
 @pytest.mark.parametrize("module", [report_command, depths])
 def test_a_run_without_evaluation_is_named(runs, module):
     (runs[1] / "metrics.jsonl").write_text('{"step": 1, "loss": 0.0}\n')

@@ -4,6 +4,7 @@ Runs of a group differ in a trailing _seedN of their folder's name; its line is 
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.data import BUILT_IN_FOLDER, load_problems
-from utils.report.figures import COLOURS, save_small
+from utils.report.figures import line_styles, save_small
 from utils.report.runs import (
     ACCURACY,
     data_name,
@@ -67,13 +68,19 @@ def mean_curve(runs: list[list[dict]], name: str) -> tuple[list[int], list[float
     return steps, [mean(v) for v in at], [min(v) for v in at], [max(v) for v in at]
 
 
-def draw_groups(axes: Axes, groups: dict[str, list[list[dict]]], name: str, colours: dict[str, str]) -> None:
+def draw_groups(axes: Axes, groups: dict[str, list[list[dict]]], name: str, styles: dict[str, dict]) -> None:
     """A line and a band for each group."""
     for group, runs in groups.items():
-        steps, middle, low, high = mean_curve(runs, name)
-        axes.plot(steps, middle, color=colours[group], label=group, linewidth=1.4)
-        axes.fill_between(steps, low, high, color=colours[group], alpha=0.15, linewidth=0)
+        draw_curve(axes, *mean_curve(runs, name), group, styles)
     axes.grid(alpha=0.25)
+
+
+def draw_curve(axes: Axes, steps: list[int], middle: list[float], low: list[float], high: list[float], name: str,
+               styles: dict[str, dict]) -> None:
+    """A line, and a band, fainter where there are many."""
+    axes.plot(steps, middle, **styles[name], label=name, linewidth=1.4)
+    alpha = 0.15 if len(styles) < 8 else 0.07
+    axes.fill_between(steps, low, high, color=styles[name]["color"], alpha=alpha, linewidth=0)
 
 
 def base_of(groups: dict[str, list[list[dict]]]) -> dict | None:
@@ -95,32 +102,41 @@ def plot_comparison(output_dirs: Sequence[Path], path: Path) -> None:
     below the slices shown, or where a run counts its hints in tokens the share of the solution."""
     tasks = by_task(output_dirs)
     names = list(dict.fromkeys(group for groups in tasks.values() for group in groups))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    styles = line_styles(names)
     figure = Figure(figsize=(1 + 4.2 * len(tasks), 6.4), dpi=100, layout="constrained")
     rows = figure.subplots(2, len(tasks), squeeze=False, height_ratios=[3, 2])
     for (task, groups), accuracy, hints in zip(tasks.items(), *rows, strict=True):
         lines = {group: [read_metrics(run) for run in runs] for group, runs in groups.items()}
-        draw_groups(accuracy, lines, ACCURACY, colours)
+        draw_groups(accuracy, lines, ACCURACY, styles)
         base = base_of(lines)
-        if base is not None:
-            accuracy.axhline(base[ACCURACY], color="grey", linestyle=":", label="base")
         constant = constant_accuracy(next(iter(groups.values()))[0])
-        if constant is not None:
-            accuracy.axhline(constant, color="grey", linestyle="-.", linewidth=1, label="best constant pattern")
+        draw_levels(accuracy, base and base[ACCURACY], constant)
         accuracy.set(title=f"{task}, {seed_counts(groups)}", ylabel="accuracy, greedy, no hint")
         accuracy.set_ylim(bottom=0)
         hinted, in_tokens = that_have(lines, "hint_slices", "hint_share"), that_have(lines, "rollouts/hinted")
         zero = [group for group in lines if group not in hinted]
-        draw_groups(hints, hinted, "hint_share" if in_tokens else "hint_slices", colours)
-        hints.set(xlabel=f"step (no hints: {', '.join(zero)})" if zero else "step",
+        draw_groups(hints, hinted, "hint_share" if in_tokens else "hint_slices", styles)
+        hints.set(xlabel=textwrap.fill(f"step (no hints: {', '.join(zero)})", 60) if zero else "step",
                   ylabel="share of the solution shown" if in_tokens else "slices shown per problem")
-    handles = {label: handle for axes in rows.flat for handle, label in zip(*axes.get_legend_handles_labels(),
-                                                                            strict=True)}
-    order = [*names, "base", "best constant pattern"]
-    labels = [label for label in order if label in handles]
-    figure.legend([handles[label] for label in labels], labels, loc="outside lower center",
-                  ncols=min(len(labels), 3 * len(tasks)), frameon=False)
+    add_legend(figure, names, num_columns=len(tasks))
     save_small(figure, path)
+
+
+def draw_levels(axes: Axes, base: float | None, constant: float | None) -> None:
+    """What a method is held against: accuracies of the base and of the best constant answer."""
+    if base is not None:
+        axes.axhline(base, color="grey", linestyle=":", label="base")
+    if constant is not None:
+        axes.axhline(constant, color="grey", linestyle="-.", linewidth=1, label="best constant pattern")
+
+
+def add_legend(figure: Figure, names: Sequence[str], num_columns: int) -> None:
+    """One for all panels, below them; wide lines, whose dashes can be seen."""
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(),
+                                                                              strict=True)}
+    labels = [label for label in (*names, "base", "best constant pattern") if label in handles]
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower center",
+                  ncols=min(len(labels), 3 * num_columns), frameon=False, handlelength=3)
 
 
 def comparison_table(output_dirs: Sequence[Path]) -> str:

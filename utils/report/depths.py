@@ -17,7 +17,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from utils.report.comparison import data_folder
-from utils.report.figures import COLOURS, save_small
+from utils.report.figures import line_styles, save_small
 from utils.report.runs import (
     ACCURACY,
     has_evaluation,
@@ -76,16 +76,16 @@ def plot(methods: dict[str, dict[int, list[float]]], args: Args, path: Path) -> 
     last = max(setting["total_steps"] for setting in settings)
     figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     axes = figure.subplots()
+    styles = line_styles(list(methods))
     for number, (method, depths) in enumerate(methods.items()):
-        colour = COLOURS[number % len(COLOURS)]
         middle = {depth: median_low(steps) for depth, steps in depths.items() if 0 < median_low(steps) < math.inf}
         if middle:
-            axes.plot(list(middle), list(middle.values()), color=colour, label=method)
+            axes.plot(list(middle), list(middle.values()), **styles[method], label=method)
         for depth, steps in depths.items():
             beside = depth + 0.06 * (number - len(methods) / 2)
             for one in filter(None, steps):
                 marker, height = ("o", one) if math.isfinite(one) else ("^", last * 1.15)
-                axes.plot(beside, height, marker, color=colour, markersize=4, alpha=0.6)
+                axes.plot(beside, height, marker, color=styles[method]["color"], markersize=4, alpha=0.6)
     leaves = max(setting["prompts_per_step"] * setting.get("group_size", 1) for setting in settings)  # one: SFT's
     branching = load_setting(data_folder(args.runs[0])).branching
     depths = sorted({depth for of_method in methods.values() for depth in of_method})
