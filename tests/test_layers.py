@@ -22,7 +22,8 @@ ONLY_IN = {  # package -> who imports it
     "deepspeed": {"utils.actor", "utils.reshape", "utils.state_copies", "utils.run.processes",
                   "inference.deepspeed_engine"},
     "vllm": {"inference.vllm_engine"},
-    "matplotlib": {"utils.report.curves", "utils.report.comparison", "utils.report.depths", "utils.report.figures"},
+    "matplotlib": {"utils.report.curves", "utils.report.comparison", "utils.report.depths", "utils.report.figures",
+                   "utils.report.over_models"},
 }
 
 

@@ -17,8 +17,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from utils.manifest import NAME, damage, has_part
-from utils.report.card import HUB_NAME, Run, model_card
+from utils.report.card import Run, model_card
 from utils.report.results import results_table
+from utils.report.runs import HUB_NAME
 from utils.run.cli import run_script
 from utils.run.errors import BadInput, NotNegative, check_ranges, require
 

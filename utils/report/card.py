@@ -11,10 +11,17 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from utils import ROOT
-from utils.report.runs import ACCURACY, data_name, evaluation_interval, read_args, read_metrics, table
+from utils.report.runs import (
+    ACCURACY,
+    data_name,
+    evaluation_interval,
+    is_on_hub,
+    read_args,
+    read_metrics,
+    table,
+)
 from utils.run.output_dir import read_jsonl
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 NOT_TOLD = {  # of args.json: what says nothing of the model, or names places on the machine
     "model", "data", "test_data", "verifier", "output_dir", "resume", "resume_step", "allow_changes", "reshape",
@@ -48,11 +55,6 @@ class Run:
     def method(self) -> str:
         """The script's name; empty where environment.json is missing."""
         return Path((self.environment.get("command") or [""])[0]).stem
-
-
-def is_on_hub(name: str) -> bool:
-    """Whether a model or data set of that name must be the hub's."""
-    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def front_matter(run: Run) -> str:

@@ -10,6 +10,7 @@ from utils.run.output_dir import read_jsonl
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 ACCURACY = "eval/accuracy"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -49,6 +50,11 @@ def read_args(output_dir: str | Path) -> dict:
     """The flags of a run; {} where it has no args.json."""
     path = Path(output_dir) / "args.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a model or data set of that name must be the hub's."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def data_name(output_dir: str | Path) -> str:
