@@ -164,7 +164,7 @@ def test_a_browser_draws_everything_and_runs_nothing_of_a_text(run, tmp_path):
     assert titles == {"Runs", "Health", "Accuracy", "Training", "Hints", "Group outcomes", "Lengths", "Engine",
                       "Time and tokens", "Settings", "Samples"}
     for title in ("Accuracy on held-out problems", "Share of the solution shown", "Accuracy by number of slices shown",
-                  "Accuracy by slices, whole run", "Gradient norm at hint and at response tokens",
+                  "Accuracy by slices, whole run", "Gradient norm by kind of token",
                   "Engine against actor"):
         assert f'aria-label="{title}"' in document, title
     assert not re.search(r'\sd="[^"]*(NaN|undefined|Infinity)', document)
@@ -172,6 +172,32 @@ def test_a_browser_draws_everything_and_runs_nothing_of_a_text(run, tmp_path):
     samples = re.findall(r'<article class="sample (\w+)">(.*?)</article>', document, re.DOTALL)
     assert [verdict for verdict, _ in samples] == ["right", "right"]  # the filter in the address
     assert "the right one &lt;/script&gt;" in samples[0][1] and "the cut one" not in document.split("</main>")[0]
+
+
+@pytest.mark.slow
+@in_browser
+def test_gradients_of_demonstrations_are_drawn_where_there_are_any(run, tmp_path):
+    """A run without hints, and its fourth step without a demonstration; beside it one whose demonstrations are none."""
+    def of(document):
+        shown = document.split('aria-label="Gradient norm by kind of token"')[1].split("aria-label=")[0]
+        return (re.findall(r'<i class="key (\w*)"[^>]*></i>([^<]*)', shown),
+                [re.findall("[ML]", path) for path in re.findall(r'<path d="([^"]*)"[^>]*dasharray="2 3"', shown)])
+
+    beside = {"hint_tokens": 0, "hint_slices": 0, "hint_share": 0, "state_grad_norm/hint": 0.0}
+    lines = [training(step, **beside, **{"state_grad_norm/demonstration": 0.1 * (step != 4)}) for step in range(1, 8)]
+    luffy = write(tmp_path / "luffy", [{name: value for name, value in line.items() if name != "sft_loss"}
+                                       for line in lines])
+    none = write(tmp_path / "none", [line | {"state_grad_norm/demonstration": 0.0} for line in lines])
+    path = tmp_path / "page.html"
+    write_page([luffy], path)
+    document, _ = seen(path.as_uri(), tmp_path)
+    assert "<h2>Hints and demonstrations</h2>" in document
+    assert of(document) == ([("", "response tokens"), ("dotted", "demonstration tokens")],
+                            [["M", "L", "L", "M", "L", "L"]])
+    write_page([run, none], path)
+    document, _ = seen(path.as_uri(), tmp_path)
+    assert "<h2>Hints</h2>" in document and "demonstration tokens" not in document and of(document)[1] == []
+    assert [kind for kind, _ in of(document)[0]] == ["dashed", "", ""]
 
 
 # What a reader does. It stands in a copy of the page without the policy, which would not let it run.

@@ -58,8 +58,11 @@ function render() {
   const main = document.getElementById("main"), runs = visible(), focused = document.activeElement;
   const whatToLookAt = "Sampled responses of each step, with hints while there are any: they do most of the work at "
     + "first, so look at the accuracy above. Faint: each step; drag in a chart to zoom, double click to go back.";
-  const groupsThatTeach = "Only mixed groups teach, and groups that are all wrong but differ in format.";
-  const flat = single("flat_groups", "Groups with equal rewards", "no policy gradient", { percent: true, zero: true });
+  const [beside, about] = any(gradient("demonstration"))
+    ? [" Beside a demonstration all that are not all right may.", "of the samples, demonstrations apart"]
+    : ["", "no policy gradient"];
+  const groupsThatTeach = `Only mixed groups teach, and groups that are all wrong but differ in format.${beside}`;
+  const flat = single("flat_groups", "Groups with equal rewards", about, { percent: true, zero: true });
   const rate = single("tokens_per_second", "Tokens sampled a second", "in rollout", { zero: true });
   const parts = [
     section("Runs", "", wide(runs.map(header))), section("Health", "", runs.map(health)),

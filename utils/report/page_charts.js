@@ -1,5 +1,6 @@
 // Charts as SVG, drawn when they are in the page: a card has a method `draw`.
 
+const DASHES = { dashed: "6 4", dotted: "2 3" };
 const hover = { step: null, zoom: null, crosses: new Set() }; // shared by all charts
 
 function ticks(low, high, count) {
@@ -87,7 +88,7 @@ function marksOf(frame, one) {
     one.low ? svg("path", { d: frame.area(one.x, one.low, one.high), fill: one.colour, opacity: 0.14 }) : null,
     one.raw ? svg("path", { d: frame.line(one.x, one.raw), ...stroke, opacity: 0.22 }) : null,
     svg("path", { d: frame.line(one.x, one.y), ...stroke, opacity: one.faint ? 0.4 : 1,
-      "stroke-width": one.faint ? 1.1 : 2, "stroke-dasharray": one.dashed ? "6 4" : null }),
+      "stroke-width": one.faint ? 1.1 : 2, "stroke-dasharray": DASHES[one.pattern] }),
     ...dots,
   ];
 }
@@ -186,7 +187,7 @@ function stacked(series) {
 
 let numCharts = 0;
 
-// spec: title, unit, height; series [{name, colour, dashed, faint, x, y, raw, low, high, dots, about}]; lines [{y,
+// spec: title, unit, height; series [{name, colour, pattern, faint, x, y, raw, low, high, dots, about}]; lines [{y,
 // name}]; percent, log, zero (is in sight), stack (series on one another), legend, empty (stands where nothing is).
 function chart(spec, limits, redraw) {
   if (!spec.series.some((one) => one.y.some(isNumber)))
@@ -195,7 +196,7 @@ function chart(spec, limits, redraw) {
   const series = spec.stack ? stacked(spec.series) : spec.series;
   const highest = () => Math.max(...series.at(-1).over.filter((_, place) => inside(series[0].x[place])), 1e-9);
   const range = !spec.stack ? rangeOf(spec, inside) : [0, spec.percent ? 1 : 1.05 * highest()];
-  const kind = (one) => (spec.stack ? "area" : one.dashed ? "dashed" : "");
+  const kind = (one) => (spec.stack ? "area" : one.pattern || "");
   const key = (one) => el("i", { class: `key ${kind(one)}`, colour: one.colour });
   const holder = el("div"), id = `clip-${numCharts++}`;
   const card = cardOf(spec, holder,

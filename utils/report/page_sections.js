@@ -20,7 +20,7 @@ function keep() {
 }
 
 // A metric of all runs that are seen, where `isThere`; runs that differ in their seed get their mean too.
-function series(name, { isThere = () => true, smoothed = true, dashed = false, label = "" } = {}) {
+function series(name, { isThere = () => true, smoothed = true, pattern = "", label = "" } = {}) {
   const found = [];
   for (const run of visible()) {
     if (!run.curves[name]) continue;
@@ -28,22 +28,22 @@ function series(name, { isThere = () => true, smoothed = true, dashed = false, l
     if (!values.some(isNumber)) continue;
     const named = !label ? run.name : several() ? `${run.name}: ${label}` : label;
     found.push({
-      name: named, group: run.group, colour: shade(run), dashed, faint: !isAlone(run), x: run.curves.step,
+      name: named, group: run.group, colour: shade(run), pattern, faint: !isAlone(run), x: run.curves.step,
       y: smoothed ? smooth(values, keep()) : values, raw: smoothed && isAlone(run) && keep() ? values : null,
     });
   }
-  return found.concat(means(found, dashed));
+  return found.concat(means(found, pattern));
 }
 
 // Of the runs of each group of several, where all have the step.
-function means(found, dashed = false) {
+function means(found, pattern = "") {
   return groups().flatMap((group) => {
     const members = found.filter((one) => one.group === group);
     if (members.length < 2) return [];
     const at = members.map((one) => new Map(one.x.map((x, place) => [x, one.y[place]])));
     const x = members[0].x.filter((step) => at.every((values) => isNumber(values.get(step))));
     const y = x.map((step) => at.reduce((sum, values) => sum + values.get(step), 0) / at.length);
-    return [{ name: `${group}: mean of ${members.length}`, colour: members[0].colour, dashed, x, y }];
+    return [{ name: `${group}: mean of ${members.length}`, colour: members[0].colour, pattern, x, y }];
   });
 }
 
@@ -159,29 +159,36 @@ function accuracyOfWholeRuns(runs) {
   });
 }
 
+// Kinds of tokens that have a loss: number of the colour, and pattern of the line.
+const TOKENS = { hint: [4, "dashed"], response: [0, ""], demonstration: [2, "dotted"] };
+const gradient = (kind) => `state_grad_norm/${kind}`;
+
 function gradients() {
-  const isThere = (run, place) => !run.curves.hint_tokens || run.curves.hint_tokens[place] > 0;
-  const both = [...series("state_grad_norm/hint", { label: "hint tokens", dashed: true, isThere }),
-    ...series("state_grad_norm/response", { label: "response tokens" })];
-  const shaded = (one) => (several() ? one : { ...one, colour: one.dashed ? "var(--series-4)" : "var(--series-0)" });
-  return draw({ title: "Gradient norm at hint and at response tokens", unit: "log", log: true, legend: true,
-    series: both.map(shaded) });
+  const parts = Object.entries(TOKENS).flatMap(([kind, [number, pattern]]) => {
+    const isThere = (run, place) => run.curves[gradient(kind)][place] !== 0;
+    return series(gradient(kind), { label: `${kind} tokens`, pattern, isThere })
+      .map((one) => (several() ? one : { ...one, colour: colour(number) }));
+  });
+  return draw({ title: "Gradient norm by kind of token", unit: "log", log: true, legend: true, series: parts });
 }
 
 function hints() {
   const counted = visible().filter((run) => logged(run, "hint_tokens") && run.slices.length);
-  if (!any("hint_tokens") && !any("sft_loss")) return null;
+  const areDemonstrations = any(gradient("demonstration"));
+  if (!any("hint_tokens") && !any("sft_loss") && !areDemonstrations) return null;
   const about = "What is shown of the solution, what it is worth, and how hard each loss pulls. Accuracy by slices is "
     + "of the sampled responses of training; its intervals take responses for independent, though those of a group "
-    + "share a problem. Gradients are those of the loss with its coefficients (hints: sft_coef · sft_loss; responses: "
-    + "pg_loss with the KL and entropy terms), with respect to the states that enter the LM head.";
-  return section("Hints", about, grid(
+    + "share a problem. Gradients are those of the loss with its coefficients (hints: sft_coef · sft_loss, unless they "
+    + "have a pg_loss; responses: pg_loss with the KL and entropy terms; demonstrations beside the responses: all that "
+    + "the script makes of them), with respect to the states that enter the LM head.";
+  const [title, nll] = areDemonstrations ? ["Hints and demonstrations", "sft_loss"]
+    : ["Hints", "Negative log-likelihood of the hint"];
+  return section(title, about, grid(
     single("hint_share", "Share of the solution shown", "of its characters", { percent: true, zero: true }),
     single("hint_slices", "Slices shown", "per problem", { zero: true }),
-    single("sft_loss", "Negative log-likelihood of the hint", "nats per token",
-      { isThere: (run, place) => run.curves.sft_loss[place] !== 0, zero: true }),
+    single("sft_loss", nll, "nats per token", { isThere: (run, place) => run.curves.sft_loss[place] !== 0, zero: true }),
     counted.map(accuracyBySlices), counted.length ? accuracyOfWholeRuns(counted) : null,
-    any("state_grad_norm/response") ? gradients() : null));
+    any(gradient("response")) ? gradients() : null));
 }
 
 function outcomes(run) {
