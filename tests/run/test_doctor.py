@@ -60,6 +60,9 @@ def after(*phases):
 
 
 FLAT = {"flat_groups": 0.95, "accuracy": 0.5}
+# Of groups with a demonstration: of LUFFY's advantages, of CHORD's own loss, of the problems that HPT gates.
+WRONG = {"flat_groups": 0.95, "accuracy": 0.02, "groups_all_wrong": 0.95, "state_grad_norm/demonstration": 0.1}
+RIGHT = {"flat_groups": 0.95, "accuracy": 0.97, "groups_all_right": 0.95, "state_grad_norm/demonstration": 0.1}
 HINTS = {"hint_tokens": 2.0, "whole_hints": 0.1}
 SLOW_RANK = {"slowest_rank": 1, "seconds/slowest_rank": 0.3, "seconds/mean_rank": 0.2}
 FINDINGS = [  # name, lines, what is said of them
@@ -75,6 +78,10 @@ FINDINGS = [  # name, lines, what is said of them
     ("flat", after((3, FLAT | {"accuracy": 0.97})), "97% of the responses are right; the problems are too easy"),
     ("flat", after((3, FLAT | {"accuracy": 0.02})), "2% of the responses are right; show more hints"),
     ("flat", after((3, FLAT | {"accuracy": 0.0, "format": 0.2})), "80% of the responses hold no answer"),
+    ("flat", after((60, WRONG)), "so that demonstrations alone teach, and 2% of the responses are right, after 2%: do"),
+    ("flat", after((3, RIGHT)), "97% of the responses are right; the problems are too easy"),
+    ("flat", after((3, RIGHT | {"state_grad_norm/demonstration": 0.0})), "97% of the responses are right; the"),
+    ("flat", after((3, WRONG | {"state_grad_norm/demonstration": 0.0})), "2% of the responses are right; show more"),
     ("entropy", after((10, {}), (10, {"entropy": 0.007})), "from 0.08 to 0.007 nats a token"),
     ("kl", after((20, {}), (10, {"kl_loss": 1.1})), "from 0.2 to 1.1 nats a token"),
     ("slow", after((10, {}), (10, {"seconds/update": 2.5})), "2.6 times as long a token as they did, most in update"),
@@ -88,6 +95,7 @@ QUIET = [  # just not
     after((3, {"accuracy": 0.35, "common_answer": 0.9})),
     after((3, {"format": 0.5, "accuracy": 0.1, "common_answer": 0.5})),
     after((3, FLAT | {"flat_groups": 0.9})),
+    after((59, WRONG)), after((10, WRONG), (60, WRONG | {"accuracy": 0.05})),  # demonstrations teach
     after((3, FLAT | {"accuracy": 0.6} | HINTS)),  # the first steps of UFT
     after((10, {}), (10, {"entropy": 0.009})),
     after((10, {}), (10, {"entropy": 0.001, "accuracy": 0.95})),  # it can

@@ -11,7 +11,9 @@ Numbers are medians of 10 training lines, so that one odd step says nothing: `no
     longer    truncated over .2, and .1 more than in the first ten; a few long responses are normal, a trend is not
     hacking   format over .8, accuracy under .3, common_answer over .6; a healthy run has .04 to .1 of one pattern
     flat      flat_groups over .9, but not while hints make most responses right, as they do at first; with 1 group in
-              10 that differs, a step is worth a tenth
+              10 that differs, a step is worth a tenth. Where demonstrations beside the responses have a gradient, they
+              teach in groups that are all wrong: there it counts if groups_all_right is over .9, or if after fifty
+              steps accuracy is where it was in the first ten
     entropy   under a tenth of the highest ten, with no more hints than then, and accuracy under .9; a healthy run
               falls to a half, and one that has solved its task may fall to nothing
     kl        kl_loss over 1 nat, and over 1.5 times the ten before; a healthy run ends at .3, single steps reach 2
@@ -30,6 +32,7 @@ from statistics import median
 from typing import Any
 
 WINDOW, FEWEST = 10, 3  # training lines
+IMITATION = 5  # tens of lines in which demonstrations alone may teach
 PAUSE = 20  # steps between two lines
 SAME = 100  # steps until a finding is told again
 HISTORY = 1_000  # training lines that are remembered
@@ -157,6 +160,13 @@ def _flat(tens: _Tens) -> str | None:
     flat, right, answered, hints = map(tens.now, ("flat_groups", "accuracy", "format", "hint_tokens"))
     if not flat > 0.9 or right > 0.5 and hints > 0:
         return None
+    if tens.now("state_grad_norm/demonstration") > 0 and not tens.now("groups_all_right") > 0.9:
+        before = tens.before("accuracy")
+        if len(before) < IMITATION or right > before[0] + 0.02:
+            return None
+        return (f"{flat:.0%} of the groups have equal rewards, so that demonstrations alone teach, and {right:.0%} of "
+                f"the responses are right, after {before[0]:.0%}: do SFT first (training/sft.py), raise --lr or "
+                "--group_size, or take easier problems")
     if answered < 0.5:
         why = f"{1 - answered:.0%} of the responses hold no answer; show more hints, or do SFT first"
     elif right > 0.9:

@@ -33,7 +33,8 @@ TRAINING_FIELDS = {
     "response_tokens": "mean number of sampled tokens per response, EOS included",
     "truncated": "fraction of responses cut at the length limit",
     "repeated": "fraction of responses cut at the length limit that repeat themselves (utils/answers.py)",
-    "flat_groups": "fraction of groups whose rewards are all the same: no policy gradient",
+    "flat_groups": "fraction of groups whose sampled responses all have the same reward: no policy gradient, unless a "
+                   "demonstration among them has another",
     "groups_all_right": "fraction of groups of which every response is right",
     "groups_all_wrong": "fraction of groups of which none is (they may differ in format); the others are mixed",
     "common_answer": "fraction of responses with the most common answer, the problem's numbers named by their places",
