@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What:     Prefix-RFT (a response that goes on from a prefix, arXiv 2507.01679) on Countdown with Qwen2.5-3B.
 # Recipe:   that of rft_qwen3b.sh and the method's own flags; advantages without the standard deviation and no KL, as its
-#           authors have it. --prefix_loss all, nll or none for the other three ways to train a prefix.
+#           authors have it. --prefix_loss all, nll, trust (TRAPO's) or none for the other ways to train a prefix.
 # Hardware: 4 GPUs with 80 GB, 100 GB of CPU memory, 250 GB of disk (5 checkpoints).
 # Hours:    2.2 on H100, 6.0 on A100 (with our engine 2.9 and 7.1), 7.4 on A100 with 40 GB, 14.7 on
 #           RTX 4090: estimated, never run (`--check` tells how).

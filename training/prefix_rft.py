@@ -5,7 +5,8 @@
 The last response of a group goes on from a prefix, the first part of a reference solution: a share that is drawn evenly
 up to p_high, from a bound that falls from p_high to p_low along a cosine over total_steps. Advantages, reward - group
 mean, are of the whole group. pg_loss is of the prefix too (top: of the part prefix_top with the highest entropies, the
-rest counts in the mean only; all), or sft_loss is, its negative log-likelihood (nll), or no loss (none).
+rest counts in the mean only; all), or sft_loss is: its negative log-likelihood (nll), or -p / max(p, trust) of its
+tokens' probabilities p, the denominator fixed (trust, as in TRAPO, arXiv 2512.17636); or no loss (none).
 
 pg_loss is PPO's clipped surrogate with group-relative advantages, (reward - group mean) / group standard deviation;
 kl_loss is the k3 estimate of the divergence from the reference; entropy is the policy's. All three are means over the
@@ -32,7 +33,7 @@ from utils.evaluation import evaluate, some_texts, summary
 from utils.guards import UpdateGuard, engine_mismatch
 from utils.hints import highest_of_hints
 from utils.inspection import describe_group
-from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean
+from utils.losses import clipped_surrogate, group_advantages, k3_divergence, masked_mean, trusting
 from utils.metrics import LossSums, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.pretrained import load_model, resolve_dtype
@@ -95,9 +96,10 @@ class Args:
     constant_normaliser: bool = False  # pg_loss is divided by the most tokens there could be, not by those there are
     kl_coef: NotNegative[float] = 0.0  # weight of kl_loss; 0 loads no reference
     entropy_coef: NotNegative[float] = 0.001  # weight of the entropy bonus
-    prefix_loss: Literal["top", "all", "nll", "none"] = "top"  # what a prefix teaches; see above
+    prefix_loss: Literal["top", "all", "nll", "trust", "none"] = "top"  # what a prefix teaches; see above
     prefix_top: Fraction = 0.2  # share of a prefix's tokens that get a policy gradient, those of the highest entropy
-    sft_coef: NotNegative[float] = 0.001  # weight of sft_loss, with prefix_loss nll
+    sft_coef: NotNegative[float] = 0.001  # weight of sft_loss, with prefix_loss nll or trust
+    trust: Positive[float] = 0.1  # with prefix_loss trust: the probability from which on a token pulls as with nll
     old_logprobs: Literal["actor", "engine"] = "actor"  # of the sampling policy: recomputed, or what the engine said
     max_engine_ratio: Positive[float] = 2.0  # engine's: importance weights are truncated here, per token
 
@@ -173,7 +175,7 @@ def main(args: Args) -> None:
     logger = plan.open_logger()
     probe_memory(actor, engine, plan, logger)
     sampling = Sampling(args.group_size, args.max_response_length, args.temperature, args.seed)
-    top = {"top": args.prefix_top, "all": 1.0, "nll": 0.0, "none": 0.0}[args.prefix_loss]
+    top = {"top": args.prefix_top, "all": 1.0}.get(args.prefix_loss, 0.0)
     max_ratio = args.max_engine_ratio if args.old_logprobs == "engine" else math.inf
     guard = UpdateGuard(args.output_dir, args.max_skipped_updates)
     saver = plan.saver(actor, logger)  # heeds signals: after the libraries that set handlers of their own
@@ -243,7 +245,8 @@ def main(args: Args) -> None:
                 pg_loss = masked_mean(surrogate, pg_mask, num_pg_tokens)
                 kl_loss = masked_mean(divergence, micro_batch.response_mask, num_response_tokens)
                 entropy = masked_mean(entropies, micro_batch.response_mask, num_response_tokens)
-                sft_loss = masked_mean(-logprobs, micro_batch.hint_mask, num_hint_tokens) * (args.prefix_loss == "nll")
+                nll = {"nll": -logprobs, "trust": -trusting(logprobs, args.trust)}.get(args.prefix_loss, 0 * logprobs)
+                sft_loss = masked_mean(nll, micro_batch.hint_mask, num_hint_tokens)
                 loss = pg_loss + args.kl_coef * kl_loss - args.entropy_coef * entropy + args.sft_coef * sft_loss
                 losses.add(sft_loss=sft_loss)
                 actor.backward(loss, is_last=number == len(mini_batch))

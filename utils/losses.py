@@ -71,6 +71,16 @@ def saturating(logprobs: Tensor, half: float) -> Tensor:
     return probabilities / (probabilities + half)
 
 
+def trusting(logprobs: Tensor, least: float) -> Tensor:
+    """p / max(p, least) of the probabilities p, (N,), its denominator without a gradient; its derivative by log p is
+    its value, 1 from `least` on and less below. What the policy finds impossible does not pull.
+
+    Source: arXiv 2512.17636.
+    """
+    probabilities = logprobs.exp()
+    return probabilities / probabilities.detach().clamp(min=least)
+
+
 def uncertainty(logprobs: Tensor) -> Tensor:
     """Weights p (1 - p) of tokens with the probabilities p, (N,), without a gradient: largest at p = 1 / 2.
 

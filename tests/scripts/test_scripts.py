@@ -49,7 +49,7 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "srft"): 66,
     ("rft", "adaback"): 41,
     ("rft", "ghpo"): 29,
-    ("rft", "prefix_rft"): 48,
+    ("rft", "prefix_rft"): 53,
     ("uft", "uft_adaptive"): 41,
 }
 LACKS_MUCH = {("rft", "srft"), ("rft", "prefix_rft")}  # what reads the engine's log-probabilities; srft: ratio and clip

@@ -28,7 +28,7 @@ from tests.helpers.models import (
 from training import adaback, ghpo, prefix_rft, uft_adaptive
 from utils import problem_state
 from utils.hints import highest_of_hints
-from utils.losses import group_advantages
+from utils.losses import group_advantages, trusting
 from utils.packing import pack, with_logprobs
 from utils.problem_state import FILE, ProblemState
 from utils.prompts import PromptBuilder, encode
@@ -41,8 +41,8 @@ TOKENIZER = byte_tokenizer()
 ADABACK, GHPO, PREFIX, ADAPTIVE = (script.Args(model="", data="", output_dir="")
                                    for script in (adaback, ghpo, prefix_rft, uft_adaptive))
 FLAGS = {"clip_eps": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0, "sft_coef": 0.5, "prefix_top": 0.2,
-         "old_logprobs": "actor"}
-TOP = {"top": 0.2, "all": 1.0, "nll": 0.0, "none": 0.0}  # as prefix_rft's main has it
+         "old_logprobs": "actor", "trust": 0.1}
+TOP = {"top": 0.2, "all": 1.0, "nll": 0.0, "trust": 0.0, "none": 0.0}  # as prefix_rft's main has it
 
 
 # ----- a share of the solution -----
@@ -321,13 +321,22 @@ def test_prefix_rft_by_hand():
     micro_batch = hybrid_group(advantages[0].tolist())
     assert micro_batch.advantages[micro_batch.hint_mask].tolist() == [0.75] * 5
     logprobs = torch.full((9,), -1.0, requires_grad=True)
-    expected = {"top": (0.75 - 0.75 - 0.75) / 9, "all": (0.75 - 0.75 - 5 * 0.75) / 9, "none": 0.0, "nll": 0.5 * 1.0}
+    expected = {"top": (0.75 - 0.75 - 0.75) / 9, "all": (0.75 - 0.75 - 5 * 0.75) / 9, "none": 0.0, "nll": 0.5 * 1.0,
+                "trust": -0.5 * 1.0}
     for how, value in expected.items():
         losses = losses_of_script(prefix_rft, micro_batch, lambda _: (logprobs, torch.arange(9.0)), None,
                                   numbers=numbers_of(how, 4, 5) | {"num_hint_tokens": 5}, **FLAGS, prefix_loss=how)
         assert losses["loss"].item() == pytest.approx(value, abs=1e-12), how
         [gradient] = torch.autograd.grad(losses["loss"], logprobs)
-        assert int((gradient[micro_batch.hint_mask] != 0).sum()) == {"top": 1, "all": 5, "none": 0, "nll": 5}[how]
+        assert int((gradient[micro_batch.hint_mask] != 0).sum()) == {"top": 1, "all": 5, "none": 0}.get(how, 5)
+
+
+def test_a_trusted_prefix_pulls_as_nll_does_down_to_a_tenth_and_less_below():
+    logprobs = torch.tensor([0.01, 0.05, 0.1, 0.5]).log().requires_grad_()
+    loss = -trusting(logprobs, PREFIX.trust)
+    loss.sum().backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor([-0.1, -0.5, -1.0, -1.0]))
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-0.1, -0.5, -1.0, -1.0]))
 
 
 def numbers_of(how, num_response, num_hint):
@@ -371,14 +380,15 @@ def plain_loss(how, model, old, groups, advantages):
             loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
             pg += list(loss[num_hint:])
             entropy += list(entropies[num_hint:])
-            nll += list(-new[:num_hint])
+            floor = new[:num_hint].detach().exp().clamp(min=0.1)
+            nll += list(-new[:num_hint].exp() / floor if how == "trust" else -new[:num_hint])
             num_prefix += num_hint
-            num_kept = {"top": num_hint - int(0.8 * num_hint), "all": num_hint, "nll": 0, "none": 0}[how]
+            num_kept = {"top": num_hint - int(0.8 * num_hint), "all": num_hint}.get(how, 0)
             pg += list(loss[:num_hint][entropies[:num_hint].argsort(descending=True)[:num_kept]])
     num_pg = sum(len(one.response_ids) for group in groups for one in group)
     num_pg += num_prefix if how in ("top", "all") else 0
     total = torch.stack(pg).sum() / num_pg - 0.2 * torch.stack(entropy).mean()
-    return total + (0.5 * torch.stack(nll).mean() if how == "nll" else 0.0)
+    return total + (0.5 * torch.stack(nll).mean() if how in ("nll", "trust") else 0.0)
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
