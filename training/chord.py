@@ -34,6 +34,7 @@ from utils.metrics import LossSums, Stopwatch, count_tokens
 from utils.packing import pack_mini_batches, with_logprobs
 from utils.pretrained import load_model, resolve_dtype
 from utils.report.closing import close_run
+from utils.responses import by_response
 from utils.rollouts import group_texts, rollout_metrics, score_rollouts
 from utils.run import distributed, processes
 from utils.run.cli import run_script
@@ -87,6 +88,7 @@ class Args:
     # loss
     clip_eps: Positive[float] = 0.2  # PPO clips the probability ratio to 1 - eps .. 1 + eps; 1e9 is no clip
     clip_eps_high: NotNegative[float] = 0.0  # the upper bound's own eps; 0 is clip_eps
+    ratio: Literal["token", "response"] = "token"  # of a token, or (GSPO) of a response; responses then weigh alike
     advantage_std: bool = True  # advantages are divided by the standard deviation of the group's rewards
     constant_normaliser: bool = False  # pg_loss is divided by the most tokens there could be, not by those there are
     kl_coef: NotNegative[float] = 0.0  # weight of kl_loss; 0 loads no reference
@@ -227,6 +229,7 @@ def main(args: Args) -> None:
         losses = LossSums()
         mu = mu_at(num_done, args)
         for mini_batch in mini_batches:
+            mini_batch = by_response(mini_batch) if args.ratio == "response" else mini_batch
             num_demonstration_tokens = count_tokens([one.demonstration_mask for one in mini_batch])
             num_response_tokens = count_tokens([micro_batch.response_mask for micro_batch in mini_batch])
             num_pg_tokens = plan.most_response_tokens if args.constant_normaliser else num_response_tokens
@@ -235,7 +238,7 @@ def main(args: Args) -> None:
                 old_logprobs = logprobs.detach() if micro_batch.old_logprobs is None else micro_batch.old_logprobs
                 ref_logprobs = logprobs.detach() if reference is None else micro_batch.ref_logprobs
                 surrogate = clipped_surrogate(logprobs, old_logprobs, micro_batch.advantages, args.clip_eps, max_ratio,
-                                              args.clip_eps_high)
+                                              args.clip_eps_high, micro_batch.owners)
                 divergence = k3_divergence(logprobs, ref_logprobs)
                 pg_loss = masked_mean(surrogate, micro_batch.response_mask, num_pg_tokens)
                 kl_loss = masked_mean(divergence, micro_batch.response_mask, num_response_tokens)

@@ -37,18 +37,27 @@ def masked_mean(values: Tensor, mask: Tensor, num_tokens: float) -> Tensor:
 
 def clipped_surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float, max_ratio: float = math.inf,
-    clip_eps_high: float = 0.0,
+    clip_eps_high: float = 0.0, owners: Tensor | None = None,
 ) -> Tensor:
     """PPO's clipped surrogate as a loss per token, (N,): -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A). The upper
     bound has an eps of its own where `clip_eps_high` is not 0 (DAPO, arXiv 2503.14476).
 
     The ratio is an importance weight, truncated at `max_ratio`: a token that the sampler thought far less likely than
-    the policy does counts for no more, and beyond the cap teaches nothing.
+    the policy does counts for no more, and beyond the cap teaches nothing. With `owners`, (N,) numbers of what tokens
+    belong to, there is one ratio for all that an owner has, exp of the mean of their log-ratios (GSPO, arXiv
+    2507.18071).
 
     Source: PPO (arXiv 1707.06347), equation 7; truncation as in IMPALA (arXiv 1802.01561), section 4.1, per token.
     """
-    ratio = torch.exp(logprobs - old_logprobs).clamp(max=max_ratio)
+    log_ratio = logprobs - old_logprobs
+    ratio = torch.exp(log_ratio if owners is None else mean_by(log_ratio, owners)).clamp(max=max_ratio)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + (clip_eps_high or clip_eps)) * advantages)
+
+
+def mean_by(values: Tensor, owners: Tensor) -> Tensor:
+    """(N,) -> (N,): the mean of the values that have the same owner, a number from 0 on."""
+    counts = owners.bincount()
+    return (values.new_zeros(len(counts)).index_add(0, owners, values) / counts)[owners]
 
 
 def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class MicroBatch:
         engine_logprobs: (N,) what the engine computed when it sampled, 0 on other tokens.
         old_logprobs: (N,) under the policy at the start of the step; None where the step has a single update.
         ref_logprobs: (N,) under the reference; None without one.
+        owners: (N,) the number of the response that a token belongs to; None where losses do not ask (responses.py).
     """
 
     input_ids: Tensor
@@ -92,6 +93,7 @@ class MicroBatch:
     engine_logprobs: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    owners: Tensor | None = None
 
     @property
     def attention_mask(self) -> Tensor:

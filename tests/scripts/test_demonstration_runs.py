@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 STEPS, PROMPTS, LONGEST = 4, 16, 24
 STAGES = {"luffy": 3, "chord": 2, "hpt": 1, "srft": 3}
 OWN = {"luffy": {"old_logprobs": "engine", "dump_batch": True, "probe_memory": "always"},
-       "chord": {"mu_decay": 3, "phi": True, "kl_coef": 0.1}, "hpt": {"constant_normaliser": True},
+       "chord": {"mu_decay": 3, "phi": True, "kl_coef": 0.1, "ratio": "response"}, "hpt": {"constant_normaliser": True},
        "srft": {"entropy_sign": 1}}
 DEMONSTRATION_LOSS = {"luffy": "demonstration_loss", "chord": "sft_loss", "hpt": "sft_loss", "srft": "sft_loss"}
 

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 STEPS, PROMPTS, PROBLEMS = 4, 16, 20  # most problems are met three times
 STAGES = {"adaback": 3, "ghpo": 2, "prefix_rft": 3, "uft_adaptive": 1}
-OWN = {"adaback": {"mean_rate": 0.5}, "ghpo": {"hint_rounds": 2},
+OWN = {"adaback": {"mean_rate": 0.5},
+       "ghpo": {"hint_rounds": 2, "ratio": "response", "clip_eps": 3e-4, "clip_eps_high": 4e-4},
        "prefix_rft": {"kl_coef": 0.1, "dump_batch": True, "probe_memory": "always"},
        "uft_adaptive": {"sft_coef": 0.1, "p_high": 0.5}}
 KEEPS = {"adaback": ["hint_low", "hint_high"], "uft_adaptive": ["hint_p"]}

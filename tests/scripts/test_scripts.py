@@ -46,7 +46,7 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "luffy"): 33,
     ("rft", "chord"): 42,
     ("rft", "hpt"): 35,
-    ("rft", "srft"): 66,
+    ("rft", "srft"): 69,
     ("rft", "adaback"): 41,
     ("rft", "ghpo"): 29,
     ("rft", "prefix_rft"): 53,
