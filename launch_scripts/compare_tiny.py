@@ -2,7 +2,8 @@
 
     python launch_scripts/compare_tiny.py tune --run runs/compare_tiny --tasks countdown tree6 sudoku --seeds 0 1 2
 
-A stage is listed as a whole, in two parts where some runs begin with what others have made: `--part 1`, `--part 2`.
+The runs of `--part 2` begin with what runs of `--part 1` have made; part 0 is both, for the tables: all seeds of a
+method stand together, and the sweeps have the runs that they share with the comparison.
 Every method is tuned alike: four runs of half the steps, with one seed that the comparison does not use, on problems of
 another seed; the best last evaluation there decides. A method with a coefficient of its own is tried with two learning
 rates and two of it, one without with four learning rates.
@@ -160,6 +161,14 @@ def sweep(root: Path, task_name: str, name: str, seed: int) -> Run | None:
     return None if run.flags == same.flags else run
 
 
+def list_for_tables(root: Path, stage: str, tasks: list[str], seeds: list[int]) -> list[Run]:
+    if stage == "compare":
+        return [comparison(root, task, name, seed) for name in METHODS for task in tasks for seed in seeds]
+    shared = [comparison(root, task, name, seed) for name in ("uft", "prefix_rft") for task in tasks for seed in seeds
+              if task != "tree6"]
+    return shared + sorted(list_runs(root, stage, 1, tasks, seeds), key=lambda run: str(run.folder))
+
+
 def list_runs(root: Path, stage: str, part: int, tasks: list[str], seeds: list[int]) -> list[Run]:
     methods = [name for name, method in METHODS.items() if bool(method.begins_with) == (part == 2)]
     if stage == "tune":
@@ -189,14 +198,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("tune", "compare", "sweep", "tuned"))
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--part", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--part", type=int, choices=(0, 1, 2), default=1)
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
     if args.stage == "tuned":
         print(tuning_table(args.run, args.tasks))
     else:
-        for run in list_runs(args.run, args.stage, args.part, args.tasks, args.seeds):
+        for run in (list_runs(args.run, args.stage, args.part, args.tasks, args.seeds) if args.part
+                    else list_for_tables(args.run, args.stage, args.tasks, args.seeds)):
             print(run.line())
 
 

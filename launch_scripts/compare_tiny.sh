@@ -31,7 +31,7 @@ make_data() { # task folder seed
             --min_numbers 3 --max_numbers 3 --max_number 25 --min_target 10 --max_target 60 --operators "+-*" \
             --max_pattern_share 0.15 ;;
         sudoku) python -m utils.tasks.sudoku --output_dir "$2" --seed "$3" --train_problems 320 --test_problems 512 \
-            --min_blanks 4 --max_blanks 8 ;;
+            --min_blanks 5 --max_blanks 8 ;;
         tree?) python -m utils.tasks.tree --output_dir "$2" --seed "$3" --depth "${1#tree}" --branching 4 \
             --train_problems "$train" --test_problems "$test" ;;
         *) echo "TASKS: $1 is not countdown, sudoku, tree6, or with STAGES=depths tree3, tree4, tree5, tree8" >&2; return 2 ;;
@@ -100,8 +100,31 @@ run_depths() { # steps to half the problems right, against the depth: the paper'
     python -m utils.report.depths "${runs[@]}" --figure "$RUN/depths.png" | tee "$RUN/depths.md"
 }
 
+folders() { # stage: its complete runs, a method after the other
+    python launch_scripts/compare_tiny.py "$1" --run "$RUN" --part 0 --tasks "${tasks[@]}" --seeds "${seeds[@]}" |
+        while read -r folder _; do [[ ! -f "$folder/curves.png" ]] || echo "$folder"; done
+}
+
+report() { # tables of what there is
+    local runs sweeps
+    mapfile -t runs < <(folders compare)
+    mapfile -t sweeps < <(folders sweep)
+    ((${#runs[@]} > 1)) || return 0
+    {
+        python launch_scripts/compare_tiny.py tuned --run "$RUN" --tasks "${tasks[@]}"
+        echo
+        python -m utils.report "${runs[@]}" --figure "$RUN/comparison.png" --csv "$RUN/runs.csv" --over_seeds \
+            --against rft sft_rft uft
+        [[ ${#sweeps[@]} == 0 ]] || { echo; python -m utils.report "${sweeps[@]}" --figure "$RUN/sweeps.png" \
+            --csv "$RUN/sweeps.csv" --over_seeds --against uft prefix_rft; }
+    } | tee "$RUN/tables.md"
+}
+
 for stage in $stages; do
     if [[ "$stage" == depths ]]; then run_depths; continue; fi
-    for task in "${tasks[@]}"; do prepare "$task"; done
+    preparing=()
+    for task in "${tasks[@]}"; do prepare "$task" & preparing+=($!); done
+    for one in "${preparing[@]}"; do wait "$one"; done
     run_stage "$stage"
 done
+[[ "$stages" != *compare* && "$stages" != *sweep* ]] || report

@@ -80,7 +80,7 @@ def test_the_best_last_evaluation_decides(root):
 
 
 def test_sft_rft_comes_after_sft_and_costs_as_much_as_rft(root):
-    """Per step and prompt: SFT 3 passes for a demonstration, RFT 4 for each of 4 samples: 160 SFT steps are 30 of RFT."""
+    """Passes per step and prompt: SFT 3 for a demonstration, RFT 4 for each of 4 samples: 160 SFT steps, 30 of RFT."""
     first, second = (list_runs(root, "compare", part, ["countdown"], [1]) for part in (1, 2))
     assert {run.folder.name for run in first} == {f"{name}_seed1" for name in METHODS if name != "sft_rft"}
     [run] = second
