@@ -202,12 +202,15 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    if args.stage == "tuned":
-        print(tuning_table(args.run, args.tasks))
-    else:
-        for run in (list_runs(args.run, args.stage, args.part, args.tasks, args.seeds) if args.part
-                    else list_for_tables(args.run, args.stage, args.tasks, args.seeds)):
-            print(run.line())
+    try:
+        if args.stage == "tuned":
+            print(tuning_table(args.run, args.tasks))
+        elif args.part == 0:
+            print(*(run.line() for run in list_for_tables(args.run, args.stage, args.tasks, args.seeds)), sep="\n")
+        else:
+            print(*(run.line() for run in list_runs(args.run, args.stage, args.part, args.tasks, args.seeds)), sep="\n")
+    except (OSError, ValueError) as error:  # a run that others begin with, or that decides, is not complete
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

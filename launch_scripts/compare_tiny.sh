@@ -25,6 +25,8 @@ make_data() { # task folder seed
     case "$1" in # train and test problems of a tree, by its depth
         tree3) train=32 test=32 ;; tree4) train=128 test=128 ;; tree5) train=512 test=256 ;;
         tree6) train=3072 test=256 ;; tree8) train=8192 test=256 ;;
+        countdown | sudoku) ;;
+        *) echo "TASKS: $1 is not countdown, sudoku or tree6" >&2; return 2 ;;
     esac
     case "$1" in
         countdown) python -m utils.tasks.countdown --output_dir "$2" --seed "$3" --train_problems 6000 --test_problems 1024 \
@@ -34,7 +36,6 @@ make_data() { # task folder seed
             --min_blanks 5 --max_blanks 8 ;;
         tree?) python -m utils.tasks.tree --output_dir "$2" --seed "$3" --depth "${1#tree}" --branching 4 \
             --train_problems "$train" --test_problems "$test" ;;
-        *) echo "TASKS: $1 is not countdown, sudoku, tree6, or with STAGES=depths tree3, tree4, tree5, tree8" >&2; return 2 ;;
     esac
 }
 

@@ -4,10 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from launch_scripts.compare_tiny import METHODS
 from tests.helpers import shells
 from tests.helpers.launching import ROOT
 from tests.helpers.shells import make_environment
@@ -109,37 +111,49 @@ def test_quickstart_takes_the_gpus_that_are_visible(checkout):
         assert (checkout / "record").read_text().splitlines()[3].startswith(f"--quiet {words} training/uft.py ")
 
 
-def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path):
-    """Also where shells that are started read a file that puts another one on PATH."""
+def stand_in_for_python(checkout):
+    """Every call succeeds, does nothing and leaves its words in `calls`; what is to run is listed by a real one."""
     python = checkout / ".venv" / "bin" / "python"
     python.unlink()
-    python.write_text('#!/bin/sh\necho "$*" >>calls\n')
+    python.write_text('#!/bin/sh\necho "$*" >>calls\n'
+                      f'[ "$1" != launch_scripts/compare_tiny.py ] || exec {sys.executable} {ROOT}/"$@"\n')
     python.chmod(0o755)
+
+
+def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path):
+    """Also where shells that are started read a file that puts another one on PATH."""
+    stand_in_for_python(checkout)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "deepspeed").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "other" / "deepspeed").chmod(0o755)
     (tmp_path / "other" / "start").write_text(f"PATH='{tmp_path}/other':$PATH\n")
-    variables = {"BASH_ENV": str(tmp_path / "other" / "start"), "TASKS": "countdown tree5", "SEEDS": "0"}
+    variables = {"BASH_ENV": str(tmp_path / "other" / "start"), "STAGES": "depths", "SEEDS": "0"}
     result = bash(["launch_scripts/compare_tiny.sh"], checkout, **variables)
     assert result.returncode == 0, result.stderr
-    logs = "".join(path.read_text() for path in (checkout / "runs").glob("**/logs/*.txt"))
     words = [line.split(" training/") for line in (checkout / "record").read_text().splitlines()[3::4]]
-    started = sorted(of_script.split(".py")[0] for _, of_script in words)
-    assert not logs and started == ["r3", "r3", "rft", "rft", "rft", "sft", "stage", "stage", "uft", "uft"]
+    started = [of_script.split(".py")[0] for _, of_script in words]
+    assert Counter(started) == dict.fromkeys(("rft", "r3", "stage", "uft", "adaback"), 5)
     assert {of_launcher for of_launcher, _ in words} == {"--num_gpus 1"}  # their processes find a free port
-    assert "utils.tasks.tree --output_dir runs/compare_tiny/tree5/data --depth 5 --branching 4 --train_problems 512 " \
-           "--test_problems 256" in (checkout / "calls").read_text()
+    assert "utils.tasks.tree --output_dir runs/compare_tiny/tree5/data --seed 0 --depth 5 --branching 4 " \
+           "--train_problems 512 --test_problems 256" in (checkout / "calls").read_text()
     assert bash(["launch_scripts/compare_tiny.sh"], checkout, TASKS="tree7").returncode == 2
 
 
+def test_compare_tiny_tunes_each_method_by_four_runs_and_says_what_it_then_lacks(checkout):
+    stand_in_for_python(checkout)
+    result = bash(["launch_scripts/compare_tiny.sh"], checkout, STAGES="tune", TASKS="sudoku")
+    words = [line.split("training/")[1] for line in (checkout / "record").read_text().splitlines()[3::4]]
+    folders = {re.search(r"--output_dir (\S+) --overwrite", of_run)[1] for of_run in words}
+    assert folders == {f"runs/compare_tiny/sudoku/tuning/{name}_{i}" for name in METHODS if name != "sft_rft"
+                       for i in range(4)}
+    assert result.returncode != 0 and "sudoku/tuning/sft_0" in result.stderr  # no metrics: nothing was trained here
+
+
 def test_of_compare_tinys_methods_those_side_by_side_have_a_gpu_and_a_port_each(checkout):
-    python = checkout / ".venv" / "bin" / "python"
-    python.unlink()
-    python.write_text("#!/bin/sh\n")
-    python.chmod(0o755)
+    stand_in_for_python(checkout)
     for own, form in (({"MASTER_PORT": "31000"}, "--master_port {} --num_gpus 1"),
                       ({"CUDA_VISIBLE_DEVICES": "31000,31001,7"}, "--include localhost:{}")):
-        bash(["launch_scripts/compare_tiny.sh"], checkout, DS_ACCELERATOR="cuda", TASKS="tree5", SEEDS="0 1 2", **own)
+        bash(["launch_scripts/compare_tiny.sh"], checkout, DS_ACCELERATOR="cuda", STAGES="depths", SEEDS="0 1 2", **own)
         started = {line.split(" training/")[0] for line in (checkout / "record").read_text().splitlines()[3::4]}
         assert started == {form.format(31000), form.format(31001)}
         (checkout / "record").unlink()
