@@ -79,6 +79,8 @@ SWEEPS = {
     **{f"uft_sft_coef_{value:g}": ("uft", {"sft_coef": value}) for value in (0.0, 0.001, 0.01, 0.1, 1.0)},
     **{f"uft_hint_steps_{share:g}": ("uft", {"hint_steps": f"{share} steps"}) for share in (0.125, 0.25, 0.75, 1.0)},
 }
+SIZES = ("small", "middle")  # bases of Countdown beside that of the comparison, which is the largest
+OVER_MODELS = ("sft", "rft", "sft_rft", "r3", "stage", "uft")
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,13 @@ def tuned(root: Path, task_name: str, name: str) -> Flags:
 
 
 def comparison(root: Path, task_name: str, name: str, seed: int, flags: Flags | None = None,
-               as_name: str = "") -> Run:
-    """The run of a method with its tuned flags, and with `flags` over them."""
-    folder, first = root / task_name, METHODS[name].begins_with
-    model = last_checkpoint(folder / f"{first}_seed{seed}") if first else folder / "base"
+               as_name: str = "", size: str = "") -> Run:
+    """The run of a method with its tuned flags, and with `flags` over them; of a base of another `size`."""
+    task, first = root / task_name, METHODS[name].begins_with
+    folder = task / size
+    model = last_checkpoint(folder / f"{first}_seed{seed}") if first else task / f"base{'_' * bool(size)}{size}"
     return make_run(folder / f"{as_name or name}_seed{seed}", name, tuned(root, task_name, name) | (flags or {}), seed,
-                    model, folder / "data", TASKS[task_name].steps)
+                    model, task / "data", TASKS[task_name].steps)
 
 
 def sweep(root: Path, task_name: str, name: str, seed: int) -> Run | None:
@@ -164,6 +167,9 @@ def sweep(root: Path, task_name: str, name: str, seed: int) -> Run | None:
 def list_for_tables(root: Path, stage: str, tasks: list[str], seeds: list[int]) -> list[Run]:
     if stage == "compare":
         return [comparison(root, task, name, seed) for name in METHODS for task in tasks for seed in seeds]
+    if stage == "models":
+        return [comparison(root, "countdown", name, seed, size=size)
+                for name in OVER_MODELS for size in (*SIZES, "") for seed in seeds]
     shared = [comparison(root, task, name, seed) for name in ("uft", "prefix_rft") for task in tasks for seed in seeds
               if task != "tree6"]
     return shared + sorted(list_runs(root, stage, 1, tasks, seeds), key=lambda run: str(run.folder))
@@ -175,6 +181,9 @@ def list_runs(root: Path, stage: str, part: int, tasks: list[str], seeds: list[i
         return [run for name in methods for task in tasks for run in tuning(root, task, name)]
     if stage == "compare":
         return [comparison(root, task, name, seed) for seed in seeds for name in methods for task in tasks]
+    if stage == "models":
+        return [comparison(root, "countdown", name, seed, size=size)
+                for seed in seeds for name in methods if name in OVER_MODELS for size in SIZES]
     return [] if part == 2 else [
         run for seed in seeds for name in SWEEPS for task in tasks if task != "tree6"
         if (run := sweep(root, task, name, seed)) is not None]
@@ -196,7 +205,7 @@ def tuning_table(root: Path, tasks: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("tune", "compare", "sweep", "tuned"))
+    parser.add_argument("stage", choices=("tune", "compare", "sweep", "models", "tuned"))
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--part", type=int, choices=(0, 1, 2), default=1)
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What:     Every method with tiny models on three tasks (Countdown, the search tree at depth 6, sudoku), SEEDS of them
 #           (default "0 1 2"), each tuned alike on problems of another seed (compare_tiny.py says over what), then two sweeps of
-#           UFT's flags and four ways to learn from a prefix. Writes $RUN/comparison.png and, in $RUN/tables.md, accuracies
+#           UFT's flags and four ways to learn from a prefix, and six methods on two smaller bases. Writes $RUN/comparison.png and, in $RUN/tables.md, accuracies
 #           with intervals over seeds, pairwise differences, sampled and trained tokens; $RUN/runs.csv has a line a run.
 # Hardware: two CPU cores and 6 GB of memory, about six hours for three seeds; a GPU is used where there is one (then
 #           JOBS=1; CUDA_VISIBLE_DEVICES=0,1,2,3 JOBS=4: a GPU for each).
@@ -9,7 +9,7 @@
 # How:      bash launch_scripts/compare_tiny.sh
 # Whenever it is stopped, the same command goes on: a run that is complete is not run again, one that was cut goes on from its
 # last checkpoint. JOBS (default 2) runs go side by side, each one process with one thread. TASKS (default "countdown tree6
-# sudoku") and STAGES (default "tune compare sweep"; depths: the tree at 3, 4, 5, 6 and 8, an hour and a half more) select.
+# sudoku") and STAGES (default "tune compare sweep models"; depths: the tree at 3, 4, 5, 6 and 8, an hour and a half more) select.
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
@@ -17,7 +17,7 @@ export RUN="${RUN:-runs/compare_tiny}" OMP_NUM_THREADS=1
 unset BASH_ENV GREP_OPTIONS  # the shells that train start would read the first, which may put another deepspeed on PATH
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 read -ra tasks <<<"${TASKS:-countdown tree6 sudoku}"
-stages="${STAGES:-tune compare sweep}"
+stages="${STAGES:-tune compare sweep models}"
 
 make_data() { # task folder seed
     [[ ! -f "$2/test.parquet" ]] || return 0
@@ -39,14 +39,18 @@ make_data() { # task folder seed
     esac
 }
 
+countdown_base() { # folder flags...
+    [[ -f "$1/config.json" ]] || python training/tiny_base.py --data "$RUN/countdown/data" --output_dir "$1" --steps 2500 \
+        --solved_fraction 0.3 "${@:2}"
+}
+
 prepare() { # task
     local folder="$RUN/$1"
     make_data "$1" "$folder/data" 0
     make_data "$1" "$folder/tuning_data" 1
     [[ ! -f "$folder/base/config.json" ]] || return 0
     case "$1" in
-        countdown) python training/tiny_base.py --data "$folder/data" --output_dir "$folder/base" --steps 2500 \
-            --solved_fraction 0.3 ;;
+        countdown) countdown_base "$folder/base" ;;
         sudoku) python training/tiny_base.py --task sudoku --data "$folder/data" --output_dir "$folder/base" --steps 2500 \
             --solved_fraction 0.05 ;;
         *) python training/tiny_base.py --task tree --data "$folder/data" --output_dir "$folder/base" --steps 1200 \
@@ -107,9 +111,10 @@ folders() { # stage: its complete runs, a method after the other
 }
 
 report() { # tables of what there is
-    local runs sweeps
+    local runs sweeps models
     mapfile -t runs < <(folders compare)
     mapfile -t sweeps < <(folders sweep)
+    mapfile -t models < <(folders models)
     ((${#runs[@]} > 1)) || return 0
     {
         python launch_scripts/compare_tiny.py tuned --run "$RUN" --tasks "${tasks[@]}"
@@ -118,6 +123,8 @@ report() { # tables of what there is
             --against rft sft_rft uft
         [[ ${#sweeps[@]} == 0 ]] || { echo; python -m utils.report "${sweeps[@]}" --figure "$RUN/sweeps.png" \
             --csv "$RUN/sweeps.csv" --over_seeds --against uft prefix_rft; }
+        [[ ! -f "${models[0]:-}/curves.png" ]] || { echo; python -m utils.report "${models[@]}" --mean_over model \
+            --figure "$RUN/mean_over_models.png"; }
     } | tee "$RUN/tables.md"
 }
 
@@ -126,6 +133,10 @@ for stage in $stages; do
     preparing=()
     for task in "${tasks[@]}"; do prepare "$task" & preparing+=($!); done
     for one in "${preparing[@]}"; do wait "$one"; done
+    if [[ "$stage" == models ]]; then
+        countdown_base "$RUN/countdown/base_small" --hidden_size 64 --intermediate_size 192 --num_layers 3
+        countdown_base "$RUN/countdown/base_middle" --hidden_size 96 --intermediate_size 288
+    fi
     run_stage "$stage"
 done
-[[ "$stages" != *compare* && "$stages" != *sweep* ]] || report
+[[ "$stages" == tune || "$stages" == depths ]] || report

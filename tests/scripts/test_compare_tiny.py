@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from launch_scripts import compare_tiny
-from launch_scripts.compare_tiny import METHODS, SWEEPS, TASKS, list_runs
+from launch_scripts.compare_tiny import METHODS, SIZES, SWEEPS, TASKS, list_for_tables, list_runs
 from tests.scripts.test_launch_scripts import SCRIPTS
 
 ENDS = (0.2, 0.5, 0.5, 0.1)  # of the four tuning runs: the second is the first of the best
@@ -24,7 +24,8 @@ def root(tmp_path):
         for i in range(4):
             saved(tmp_path / task / "tuning" / f"sft_{i}", 80)
         for seed in (0, 1):
-            saved(tmp_path / task / f"sft_seed{seed}", 160)
+            for size in ("", *SIZES):
+                saved(tmp_path / task / size / f"sft_seed{seed}", 160)
     return tmp_path
 
 
@@ -50,7 +51,7 @@ def parsed(run):
     return asdict(args)
 
 
-@pytest.mark.parametrize("stage", ["tune", "compare", "sweep"])
+@pytest.mark.parametrize("stage", ["tune", "compare", "sweep", "models"])
 def test_every_line_is_a_command_that_its_script_takes(root, stage):
     runs = [run for part in (1, 2) for run in list_runs(root, stage, part, list(TASKS), [0, 1])]
     assert len({run.folder for run in runs}) == len(runs)
@@ -105,6 +106,25 @@ def test_a_sweep_changes_one_flag_and_leaves_out_what_the_comparison_has(root):
         differing = {key for key, value in run.flags.items() if compared[f"{method}_seed0"].flags.get(key) != value}
         assert differing == set(flags)
     assert runs["uft_hint_steps_0.25_seed0"].flags["hint_steps"] == 40
+
+
+def test_other_models_have_their_own_sft_to_go_on_from(root):
+    [run] = [run for run in list_runs(root, "models", 2, ["countdown"], [1]) if run.folder.parent.name == "small"]
+    assert run.folder.name == "sft_rft_seed1"
+    assert run.flags["model"] == root / "countdown/small/sft_seed1/checkpoints/step_160/hf"
+    assert {run.flags["model"] for run in list_runs(root, "models", 1, ["countdown"], [0])} == \
+        {root / "countdown" / f"base_{size}" for size in SIZES}
+
+
+def test_tables_are_of_all_runs_the_seeds_of_a_method_together(root):
+    listed = list_for_tables(root, "compare", list(TASKS), [0, 1])
+    assert [run.folder.name for run in listed[:4]] == ["sft_seed0", "sft_seed1"] * 2
+    assert {run.folder for run in listed} == {run.folder for part in (1, 2)
+                                              for run in list_runs(root, "compare", part, list(TASKS), [0, 1])}
+    models = {run.folder.parent.name for run in list_for_tables(root, "models", ["countdown"], [0])}
+    assert models == {"small", "middle", "countdown"}
+    sweeps = {run.folder.name for run in list_for_tables(root, "sweep", ["sudoku"], [0])}
+    assert {"uft_seed0", "prefix_rft_seed0", "uft_sft_coef_1_seed0"} <= sweeps
 
 
 def test_a_run_that_is_missing_is_named(root):
