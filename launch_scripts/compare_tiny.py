@@ -4,9 +4,9 @@
 
 The runs of `--part 2` begin with what runs of `--part 1` have made; part 0 is both, for the tables: all seeds of a
 method stand together, and the sweeps have the runs that they share with the comparison.
-Every method is tuned alike: four runs of half the steps, with one seed that the comparison does not use, on problems of
-another seed; the best last evaluation there decides. A method with a coefficient of its own is tried with two learning
-rates and two of it, one without with four learning rates.
+Every method is tuned alike: four runs of half the steps, with one seed that the comparison does not use, on problems
+of another seed; the best last evaluation there decides, and of equal ones the best mean of all. A method with a
+coefficient of its own is tried with two learning rates and two of it, one without with four learning rates.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,18 +28,18 @@ Flags = dict[str, object]
 @dataclass(frozen=True)
 class Task:
     steps: int  # training steps of a run; tuning takes half
-    lr: float  # the lower learning rate of methods that sample; they take four updates a step
-    sft_lr: float  # the same of SFT; one update a step
+    lr: float  # learning rate of methods that sample, and take four updates a step, before it is tuned
+    sft_lr: float  # of SFT, one update a step
     eval_every: int
     flags: Flags  # of every run
     sampling: Flags  # of those that sample
 
 
 TASKS = {
-    "countdown": Task(160, 2e-4, 1e-3, 20, {"prompts_per_step": 64, "max_prompt_length": 96, "max_response_length": 64},
-                      {"group_size": 4, "mini_batch_prompts": 16}),
-    "sudoku": Task(160, 2e-4, 1e-3, 20, {"prompts_per_step": 64, "max_prompt_length": 96, "max_response_length": 80},
-                   {"group_size": 4, "mini_batch_prompts": 16}),
+    "countdown": Task(160, 1e-4, 1e-3, 20, {"prompts_per_step": 32, "max_prompt_length": 96, "max_response_length": 64},
+                      {"group_size": 4, "mini_batch_prompts": 8}),
+    "sudoku": Task(160, 1e-4, 2e-3, 20, {"prompts_per_step": 32, "max_prompt_length": 96, "max_response_length": 80},
+                   {"group_size": 4, "mini_batch_prompts": 8}),
     "tree6": Task(160, 4e-4, 1e-3, 10, {"prompts_per_step": 32, "max_prompt_length": 48, "max_response_length": 64},
                   {"group_size": 8, "mini_batch_prompts": 8}),
 }
@@ -99,7 +100,7 @@ def settings(method: Method, task: Task) -> list[Flags]:
     lr = task.sft_lr if method.script == "sft" else task.lr
     if method.own:
         return [{"lr": lr * factor} | own for own, factor in product(method.own, (1, 2))]
-    return [{"lr": lr * factor} for factor in (0.5, 1, 2, 4)]
+    return [{"lr": lr * factor} for factor in (1, 2, 4, 0.5)]
 
 
 def make_run(folder: Path, name: str, chosen: Flags, seed: int, model: Path, data: Path, num_steps: int) -> Run:
@@ -137,9 +138,9 @@ def tuning(root: Path, task_name: str, name: str) -> list[Run]:
 
 
 def best_setting(root: Path, task_name: str, name: str) -> int:
-    """Which of the four had the best last evaluation, the first of equal ones."""
-    ends = [read_evaluations(root / task_name / "tuning" / f"{name}_{i}")[-1][ACCURACY] for i in range(4)]
-    return ends.index(max(ends))
+    """Which of the four had the best last evaluation; of equal ones the best mean of all, then the first."""
+    runs = [read_evaluations(root / task_name / "tuning" / f"{name}_{i}") for i in range(4)]
+    return max(range(4), key=lambda i: (runs[i][-1][ACCURACY], fmean(line[ACCURACY] for line in runs[i]), -i))
 
 
 def tuned(root: Path, task_name: str, name: str) -> Flags:
