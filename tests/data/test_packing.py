@@ -27,7 +27,7 @@ from tests.helpers.models import (
     tiny_model,
     with_noise,
 )
-from training import r3, rft, sft, stage, uft
+from training import adaback, ghpo, r3, rft, sft, stage, uft, uft_adaptive
 from utils import packing
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
@@ -313,14 +313,17 @@ def test_coefficients_weigh_the_losses():
 
 
 def test_scripts_share_their_losses_up_to_the_sft_term():
-    """stage has UFT's loss, R3 has RFT's, and without sft_coef UFT has RFT's ("RFT (cosine)"), hints or not."""
+    """Stage and adaptive UFT have UFT's loss, R3, AdaBack and GHPO have RFT's, and without sft_coef UFT has RFT's ("RFT
+    (cosine)"), hints or not."""
 
     def loss_and_gradient(script, **flags):
         losses, leaf, _ = losses_and_leaf(script=script, **flags)
         return losses["loss"].item(), torch.autograd.grad(losses["loss"], leaf)[0].tolist()
 
-    assert loss_and_gradient(stage) == loss_and_gradient(uft) != loss_and_gradient(rft)
-    assert loss_and_gradient(r3) == loss_and_gradient(rft) == loss_and_gradient(uft, sft_coef=0.0)
+    of_uft, of_rft = loss_and_gradient(uft), loss_and_gradient(rft)
+    assert loss_and_gradient(stage) == loss_and_gradient(uft_adaptive) == of_uft != of_rft
+    assert all(loss_and_gradient(script) == of_rft for script in (r3, adaback, ghpo))
+    assert loss_and_gradient(uft, sft_coef=0.0) == of_rft
 
 
 @pytest.mark.parametrize("script", [rft, uft])
