@@ -2,7 +2,7 @@
 
     bash tests/chaos/kill_resume.sh 26        # rounds; each kills one run of each script in turn, three times at most
 
-Two processes, ZeRO-3, a tiny model made here, 12 steps over five epochs, a checkpoint every 2 steps and an evaluation
+Two processes, ZeRO-3, a tiny model made here, 8 steps over three epochs, a checkpoint every 2 steps and an evaluation
 every 3. SIGKILL goes to every process of the run at once, soon after a phase begins that is drawn (AIMS), in one of the
 five steps after the last checkpoint, or at any moment of a start, while libraries load too. After step 6 an evaluation
 lies between the change of what is kept of each problem and the checkpoint that has it. A run that has no checkpoint yet
@@ -26,9 +26,8 @@ from pathlib import Path
 
 import tyro
 
-from tests.helpers.launching import DEEPSPEED, MARK, ROOT, marked, to_words, without_times
+from tests.helpers.launching import DEEPSPEED, IN_TURN, MARK, ROOT, in_words, marked, outcome, to_words
 from training import tiny_base
-from utils.report.runs import read_metrics
 from utils.run.watchdog import FOLDER as HEARTBEATS
 from utils.tasks import countdown
 
@@ -40,8 +39,8 @@ OWN = {  # flags of each script
     "uft_adaptive": {"sft_coef": 0.1},
 }
 AIMS = ("any moment", "rollout", "update", "evaluation", "checkpoint")  # phases of a heartbeat
-STEPS, SOON = 12, 0.2  # seconds after a phase begins, at most
-EQUAL = ("hf/model.safetensors", "state/problems.json")  # files of a checkpoint, by the hashes of its manifest
+STEPS = 8
+SOON, LIFE = 0.2, 20  # seconds: after a phase begins, at most; of a start
 
 
 @dataclass
@@ -63,11 +62,11 @@ def flags_of(name: str, base: Path, data: Path) -> dict:
     return flags | ({} if name == "sft" else {"group_size": 4, "kl_coef": 0.1}) | OWN[name]
 
 
-def start(name: str, flags: dict, log: Path) -> tuple[subprocess.Popen, str]:
-    """The run, and the mark of its processes."""
+def start(script: str, words: list[str], log: Path) -> tuple[subprocess.Popen, str]:
+    """The launch, and the mark of its processes."""
     mark = uuid.uuid4().hex
     port = str(random.SystemRandom().randrange(20_000, 60_000))
-    command = [str(DEEPSPEED), "--num_gpus", "2", "--master_port", port, f"training/{name}.py", *to_words(flags)]
+    command = [str(DEEPSPEED), "--num_gpus", "2", "--master_port", port, script, *words]
     environment = os.environ | {MARK: mark, "PATH": f"{DEEPSPEED.parent}{os.pathsep}{os.environ['PATH']}"}
     with log.open("a") as output:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT), mark
@@ -97,12 +96,12 @@ def saved_step(output_dir: Path) -> int:
     return int(latest.read_text().removeprefix("step_")) if latest.exists() else 0
 
 
-def wait_to_kill(process: subprocess.Popen, output_dir: Path, draw: random.Random, duration: float) -> bool:
+def wait_to_kill(process: subprocess.Popen, output_dir: Path, draw: random.Random) -> bool:
     """Whether the moment that is drawn came before the end of the process."""
     aim, delay = draw.choice(AIMS), draw.uniform(0, SOON)
     first_step = min(saved_step(output_dir) + draw.randrange(1, 6), STEPS)
     if aim == AIMS[0]:
-        first_step, delay = 0, draw.uniform(0, duration)
+        first_step, delay = 0, draw.uniform(0, LIFE)
     phases = {AIMS[0]: ("",), "rollout": ("rollout", "batch")}.get(aim, (aim,))  # a batch is what sft.py has
     while process.poll() is None:
         step, phase = heartbeat(output_dir)
@@ -111,13 +110,6 @@ def wait_to_kill(process: subprocess.Popen, output_dir: Path, draw: random.Rando
             return process.poll() is None
         time.sleep(0.005)
     return False
-
-
-def outcome(output_dir: Path) -> list[dict]:
-    """Lines of metrics without times, and hashes of the last checkpoint's files that are the same on every run."""
-    manifest = json.loads((output_dir / "checkpoints" / f"step_{STEPS}" / "manifest.json").read_text())
-    return [*map(without_times, read_metrics(output_dir)),
-            *({name: manifest["files"][name]} for name in EQUAL if name in manifest["files"])]
 
 
 def main(args: Args) -> None:
@@ -133,33 +125,31 @@ def main(args: Args) -> None:
             warmup_steps=10, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2,
             max_position_embeddings=192, tokenizer_texts=300, eval_problems=0,
         ))
-    unbroken: dict[str, tuple[list[dict], float]] = {}
-    kills, differing, phases = Counter(), Counter(), {name: Counter() for name in args.scripts}
+    flags = {name: flags_of(name, base, data) for name in args.scripts[: args.rounds]}
+    whole = [(f"training/{name}.py", of_script | {"output_dir": folder / f"{name}_whole", "overwrite": True})
+             for name, of_script in flags.items()]
+    process, _ = start(IN_TURN, [in_words(whole)], folder / "whole.txt")
+    assert process.wait() == 0, f"see {folder}/whole.txt"
+    own = {"background_save": True} if args.background_save else {}
+    kills, differing, phases = Counter(), Counter(), {name: Counter() for name in flags}
     for number in range(args.rounds):
         name = args.scripts[number % len(args.scripts)]
-        flags, own = flags_of(name, base, data), {"background_save": True} if args.background_save else {}
-        if name not in unbroken:
-            began = time.monotonic()
-            process, _ = start(name, flags | {"output_dir": folder / f"{name}_whole", "overwrite": True},
-                               folder / f"{name}_whole.txt")
-            assert process.wait() == 0, f"see {folder}/{name}_whole.txt"
-            unbroken[name] = outcome(folder / f"{name}_whole"), time.monotonic() - began
-        expected, duration = unbroken[name]
+        expected = outcome(folder / f"{name}_whole", STEPS)
         output_dir, killed_at, starts = folder / f"{name}_killed", [], 0
         shutil.rmtree(output_dir, ignore_errors=True)
         while True:
             how = "resume" if saved_step(output_dir) else "overwrite"
             shutil.rmtree(output_dir / HEARTBEATS, ignore_errors=True)  # of the start before
-            process, mark = start(name, flags | own | {"output_dir": output_dir, how: True},
-                                  folder / f"{name}_killed.txt")
+            words = to_words(flags[name] | own | {"output_dir": output_dir, how: True})
+            process, mark = start(f"training/{name}.py", words, folder / f"{name}_killed.txt")
             starts += 1
-            if len(killed_at) < args.kills and wait_to_kill(process, output_dir, draw, duration):
+            if len(killed_at) < args.kills and wait_to_kill(process, output_dir, draw):
                 kill(process, mark)
                 killed_at.append(heartbeat(output_dir))
                 continue
-            assert process.wait(600) == 0, f"see {folder}/{name}_killed.txt"
+            assert process.wait(1200) == 0, f"see {folder}/{name}_killed.txt"
             break
-        num_differing = sum(one != other for one, other in zip_longest(outcome(output_dir), expected))
+        num_differing = sum(one != other for one, other in zip_longest(outcome(output_dir, STEPS), expected))
         kills[name] += len(killed_at)
         differing[name] += num_differing
         phases[name] += Counter(phase or "start" for _, phase in killed_at)

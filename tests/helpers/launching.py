@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils import ROOT
+from utils.checkpoint import DISCARDED
 from utils.report.runs import read_metrics
 from utils.run.logger import depends_on_machine
+from utils.run.output_dir import read_jsonl
 
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
 IN_TURN = "tests/workers/in_turn.py"
 TIMEOUT = 240  # seconds; a run that takes longer hangs
+EQUAL = ("hf/model.safetensors", "state/problems.json")  # files of a checkpoint that are the same on every run
 may_start = True  # whether the present test is marked slow, as one that starts processes must be (conftest.py)
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # both: the launcher overwrites the first
 MARK = "LAUNCHED_BY_TEST"  # environment variable, inherited by every process of a launch
@@ -155,3 +158,12 @@ def evaluation_lines(output_dir: Path) -> list[dict]:
 def without_times(line: dict) -> dict:
     """A line of metrics.jsonl without what depends on the machine: the same on every run."""
     return {name: value for name, value in line.items() if not depends_on_machine(name)}
+
+
+def outcome(output_dir: Path, step: int, before_going_back: bool = False) -> list[dict]:
+    """Lines of metrics without times, and hashes of what checkpoint `step` has of EQUAL, by its manifest; with
+    `before_going_back` those that a run with --resume_step has set aside."""
+    folder, prefix = output_dir / "checkpoints", DISCARDED if before_going_back else ""
+    metrics = folder / f"{DISCARDED}metrics.jsonl" if before_going_back else output_dir / "metrics.jsonl"
+    files = json.loads((folder / f"{prefix}step_{step}" / "manifest.json").read_text())["files"]
+    return [*map(without_times, read_jsonl(metrics)), *({name: files[name]} for name in EQUAL if name in files)]
