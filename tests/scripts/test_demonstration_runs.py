@@ -1,5 +1,5 @@
 """The scripts that put a demonstration beside the samples, as users start them: their numbers do not depend on how the
-work is cut, a resumed run goes on exactly, and what they write counts sampled tokens alone."""
+work is cut, and what they write counts sampled tokens alone."""
 
 import re
 
@@ -77,19 +77,6 @@ def test_lines_are_explained_and_count_what_was_sampled(on_two, name):
         assert (line["tokens/response"] < line["tokens/sampled"]) == (name == "hpt") and line["tokens/hint"] == 0
         assert line["tokens/demonstration"] > 0
         assert line["accuracy"] < 1 and line["logprob_mismatch"] < 1e-9  # a demonstration's would be nats
-
-
-def test_a_resumed_run_goes_on_exactly(tmp_path, flags, base_model):
-    """The run whose batches depend most on what was sampled; its second half twice, from step 2."""
-    one, other = tmp_path / "one", tmp_path / "other"
-    whole = flags | OWN["hpt"] | {"model": base_model, "zero_stage": 0}
-    runs = [("training/hpt.py", whole | more) for more in (
-        {"output_dir": one}, {"output_dir": other}, {"output_dir": other, "resume": True, "resume_step": 2})]
-    printed = succeed(start_in_turn(runs, OMP_NUM_THREADS="1")).stdout
-    assert f"resumed from {other / 'checkpoints' / 'step_2'}: " in printed
-    first, second = ([{field: value for field, value in line.items() if not depends_on_machine(field)}
-                      for line in training_lines(folder)] for folder in (one, other))
-    assert len(first) == STEPS and first == second
 
 
 def test_what_a_script_says_of_its_own(on_two, flags):

@@ -117,28 +117,6 @@ def test_what_is_kept_of_each_problem_is_in_every_checkpoint_and_its_manifest(on
     assert problems_of(on_two[0][name], 2) != problems_of(on_two[0][name], 4)
 
 
-@pytest.fixture(scope="module")
-def resumed(tmp_path_factory, flags, base_model):
-    """{name: (folder, folder of a run that went back to step 2)}"""
-    folders = {name: (tmp_path_factory.mktemp(name) / "one", tmp_path_factory.mktemp(name) / "other")
-               for name in KEEPS}
-    runs = [(f"training/{name}.py", flags | OWN[name] | {"model": base_model, "zero_stage": 0} | more)
-            for name, (one, other) in folders.items()
-            for more in ({"output_dir": one}, {"output_dir": other},
-                         {"output_dir": other, "resume": True, "resume_step": 2})]
-    succeed(start_in_turn(runs, OMP_NUM_THREADS="1"))
-    return folders
-
-
-@pytest.mark.parametrize("name", KEEPS)
-def test_a_resumed_run_goes_on_exactly(resumed, name):
-    first, second = ([{field: value for field, value in line.items() if not depends_on_machine(field)}
-                      for line in training_lines(folder)] for folder in resumed[name])
-    assert len(first) == STEPS and first == second
-    assert problems_of(resumed[name][0], STEPS) == problems_of(resumed[name][1], STEPS)
-    assert first[-1][KEEPS[name][-1]] != first[1][KEEPS[name][-1]]
-
-
 def test_the_dumped_group_goes_on_from_its_prefix(on_two):
     printed = re.sub(r"\033\[\d+m", "", on_two[1])
     [(length, advantage, of_response)] = re.findall(

@@ -50,6 +50,7 @@ COUNTED = ("reward", "accuracy", "format", "hint_slices", "hint_tokens", "respon
 TOLERANCE = {"rel": CLOSE["rtol"], "abs": CLOSE["atol"]}
 STEPS, HINT_STEPS, PROMPTS, RESPONSE_LENGTH = 4, 2, 16, 48
 SLOW_STEP = "tests/workers/slow_step.py"
+EXACT = ("uft", "sft", "stage", "r3", "rft")
 HINTED = {"stage": {"hint_steps": 6, "sft_coef": 0.1}, "r3": {}}  # stage, two chunks: three stages of two steps
 
 
@@ -94,17 +95,24 @@ def few_data(tmp_path_factory, countdown_data):
 
 
 @pytest.fixture(scope="module")
-def exact_runs(tmp_path_factory, flags, uft_flags, exact_base_model, countdown_data, few_data):
-    """{name: folder} of runs in float64 on two processes, one after another: uft as above, stage, r3, sft, and an
-    evaluation of what uft has made."""
-    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in ("uft", "stage", "r3", "sft", "eval")}
+def exact_flags(flags, uft_flags, exact_base_model, few_data):
+    """{name of a script: flags} of the runs in float64."""
     of_sft = {"data": few_data, "total_steps": 4, "lr": 1e-3, "warmup": 0.25, "eval_every": 4, "eval_problems": 4,
               "prompts_per_step": PROMPTS, "max_prompt_length": 64, "mini_batch_prompts": PROMPTS,
               "max_response_length": 8, "max_length": 64, "max_tokens_per_micro_batch": 200, "zero_stage": 2}
-    own = {"uft": uft_flags | {"zero_stage": 3}, "sft": of_sft | {"profile_steps": 4},
-           **{name: flags | more | {"zero_stage": 3, "eval_every": 4} for name, more in HINTED.items()}}
-    runs = [(f"training/{name}.py", own[name] | {"model": exact_base_model, "output_dir": folders[name]})
-            for name in own]
+    own = {"uft": uft_flags | {"zero_stage": 3}, "sft": of_sft,
+           **{name: flags | more | {"zero_stage": 3, "eval_every": 4} for name, more in HINTED.items()},
+           "rft": flags | {"zero_stage": 1, "eval_every": 4}}
+    return {name: of_script | {"model": exact_base_model} for name, of_script in own.items()}
+
+
+@pytest.fixture(scope="module")
+def exact_runs(tmp_path_factory, exact_flags, countdown_data):
+    """{name: folder} of runs in float64 on two processes, one after another: uft as above, sft, stage, r3, rft, and an
+    evaluation of what uft has made."""
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in (*exact_flags, "eval")}
+    own = exact_flags | {"sft": exact_flags["sft"] | {"profile_steps": 4}}
+    runs = [(f"training/{name}.py", own[name] | {"output_dir": folders[name]}) for name in own]
     runs.append(("training/eval.py", eval_flags(folders["uft"], folders["eval"], countdown_data)))
     succeed(launch_in_turn(runs, 2, **IN_FLOAT64))
     return folders
@@ -116,13 +124,19 @@ def exact_run(exact_runs):
 
 
 @pytest.fixture(scope="module")
-def exact_alone(tmp_path_factory, uft_flags, exact_base_model):
-    """In float64 too, cut in another way."""
-    output_dir = tmp_path_factory.mktemp("alone") / "run"
-    other = {"model": exact_base_model, "zero_stage": 0, "max_tokens_per_micro_batch": 900, "share_prefix": False,
-             "output_dir": output_dir}
-    succeed(start("training/uft.py", uft_flags | other, **IN_FLOAT64))
-    return output_dir
+def exact_alone_runs(tmp_path_factory, exact_flags):
+    """The same cut in another way, on one process."""
+    folders = {name: tmp_path_factory.mktemp(name) / "alone" for name in exact_flags}
+    other = {"zero_stage": 0, "max_tokens_per_micro_batch": 900}
+    runs = [(f"training/{name}.py", of_script | other | ({} if name == "sft" else {"share_prefix": False})
+             | {"output_dir": folders[name]}) for name, of_script in exact_flags.items()]
+    succeed(start_in_turn(runs, **IN_FLOAT64))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def exact_alone(exact_alone_runs):
+    return exact_alone_runs["uft"]
 
 
 def eval_flags(run, output_dir, data):
@@ -277,17 +291,19 @@ def test_sft_has_a_profile_too(exact_runs):
 
 @pytest.mark.slow
 @pytest.mark.numerics
-def test_processes_zero_stage_and_packing_leave_every_number_as_it_is(exact_run, exact_alone):
-    lines, others = training_lines(exact_run), training_lines(exact_alone)
+@pytest.mark.parametrize("name", EXACT)
+def test_processes_zero_stage_and_packing_leave_every_number_as_it_is(exact_runs, exact_alone_runs, name):
+    lines, others = training_lines(exact_runs[name]), training_lines(exact_alone_runs[name])
     assert len(lines) == len(others) == STEPS
     for line, other in zip(lines, others, strict=True):
         line, other = without_times(line), without_times(other)
-        for name in COUNTED:
-            assert line[name] == pytest.approx(other[name], rel=1e-12)  # sums in another order
-        for name in ("logprob_mismatch", "logprob_mismatch_max"):
-            del line[name], other[name]
+        for counted in () if name == "sft" else COUNTED:
+            assert line[counted] == pytest.approx(other[counted], rel=1e-12)  # sums in another order
+        for mismatch in ("logprob_mismatch", "logprob_mismatch_max"):
+            line.pop(mismatch, None), other.pop(mismatch, None)
         assert line == pytest.approx(other, **TOLERANCE)
-    assert evaluation_lines(exact_run) == evaluation_lines(exact_alone)
+    for line, other in zip(*map(evaluation_lines, (exact_runs[name], exact_alone_runs[name])), strict=True):
+        assert line == pytest.approx(other, **TOLERANCE)
 
 
 def test_uft_without_hints_and_rft_are_the_same_run(tmp_path, flags):
