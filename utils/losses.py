@@ -22,6 +22,15 @@ def group_advantages(rewards: Tensor, with_std: bool = True) -> Tensor:
     return torch.where(flat_groups(rewards)[:, None], 0.0, advantages)
 
 
+def length_penalty(lengths: Tensor, longest: int, share: float) -> Tensor:
+    """What is added to the rewards of responses of these numbers of tokens, 0 to -1: it falls linearly over the last
+    `share` of `longest` tokens.
+
+    Source: DAPO (arXiv 2503.14476), equation 13.
+    """
+    return -(lengths - longest * (1 - share)).clamp(min=0) / max(longest * share, 1)
+
+
 def flat_groups(rewards: Tensor) -> Tensor:
     """(P, G) -> (P,) bool: groups whose rewards are all equal and teach nothing."""
     return rewards.amax(dim=1) == rewards.amin(dim=1)

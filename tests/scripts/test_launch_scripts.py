@@ -16,7 +16,22 @@ from inference import hybrid_engine
 from tests.helpers import shells
 from tests.helpers.launching import ROOT
 from tests.helpers.shells import make_environment
-from training import adaback, chord, ghpo, hpt, luffy, prefix_rft, r3, rft, sft, srft, stage, uft, uft_adaptive
+from training import (
+    adaback,
+    chord,
+    dapo,
+    ghpo,
+    hpt,
+    luffy,
+    prefix_rft,
+    r3,
+    rft,
+    sft,
+    srft,
+    stage,
+    uft,
+    uft_adaptive,
+)
 from training import eval as eval_script
 from utils.run import processes
 from utils.run.cli import run_script
@@ -29,7 +44,7 @@ from utils.tasks import countdown
 
 SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt,
            "srft": srft, "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive,
-           "eval": eval_script}
+           "dapo": dapo, "eval": eval_script}
 QWEN3B = "Qwen/Qwen2.5-3B"
 
 # The authors' defaults, flag -> value.
@@ -66,6 +81,8 @@ EXPECTED = {
     "ghpo_qwen3b": [("ghpo", 4, QWEN3B, GRPO | {"kl_coef": 0, "hint_rounds": 3})],
     "prefix_rft_qwen3b": [("prefix_rft", 4, QWEN3B, GRPO | {
         "kl_coef": 0, "p_high": 0.95, "p_low": 0.05, "prefix_top": 0.2})],
+    "dapo_qwen3b": [("dapo", 4, QWEN3B, GRPO | {
+        "kl_coef": 0, "entropy_coef": 0, "clip_eps_high": 0.28, "max_refills": 3, "overlong": 0.2})],
     "uft_adaptive_qwen3b": [("uft_adaptive", 4, QWEN3B, GRPO | {
         "hint_slices_max": 5, "p_high": 0.95, "hint_rate": 0.5, "target_accuracy": 0.5, "mean_rate": 0.1,
         "sft_coef": 0.001})],

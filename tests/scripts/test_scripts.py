@@ -16,6 +16,7 @@ from inference import generate
 from training import (
     adaback,
     chord,
+    dapo,
     ghpo,
     hpt,
     luffy,
@@ -35,10 +36,10 @@ from utils.run.errors import Range
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft,
            "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive, "sft": sft,
-           "eval": eval_script}
+           "dapo": dapo, "eval": eval_script}
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
 ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo", "luffy", "chord", "hpt", "srft", "adaback", "ghpo", "prefix_rft",
-              "adaptive", "uft_adaptive"}  # "stage" is also DeepSpeed's word
+              "adaptive", "uft_adaptive", "dapo"}  # "stage" is also DeepSpeed's word
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
     ("rft", "stage"): 33,
     ("rft", "r3"): 22,
@@ -50,14 +51,15 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "adaback"): 41,
     ("rft", "ghpo"): 29,
     ("rft", "prefix_rft"): 53,
+    ("rft", "dapo"): 33,
     ("uft", "uft_adaptive"): 41,
 }
 LACKS_MUCH = {("rft", "srft"), ("rft", "prefix_rft")}  # what reads the engine's log-probabilities; srft: ratio and clip
 
 DEMONSTRATED = ("luffy", "chord", "hpt", "srft")  # a demonstration stands beside the samples
 HINTED = ("stage", "r3", "uft", "adaback", "ghpo", "prefix_rft", "uft_adaptive")  # some see a part of the solution
-RL = ("rft", *HINTED, *DEMONSTRATED)
-NO_KL = ("adaback", "ghpo", "prefix_rft", *DEMONSTRATED)  # as in the papers
+RL = ("rft", "dapo", *HINTED, *DEMONSTRATED)
+NO_KL = ("dapo", "adaback", "ghpo", "prefix_rft", *DEMONSTRATED)  # as in the papers
 
 # Defaults that differ on purpose: flag -> {script: default}. All others agree wherever two scripts have the flag.
 OWN_DEFAULTS = {
@@ -66,7 +68,8 @@ OWN_DEFAULTS = {
     "kl_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(NO_KL, 0.0),
     "advantage_std": dict.fromkeys(RL, True) | dict.fromkeys(("prefix_rft", "luffy", "hpt"), False),
     "sft_coef": dict.fromkeys(("stage", "uft", "uft_adaptive", "prefix_rft"), 0.001) | {"hpt": 1.0, "srft": 0.5},
-    "entropy_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(("adaback", "srft"), 0.0),
+    "entropy_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(("dapo", "adaback", "srft"), 0.0),
+    "clip_eps_high": dict.fromkeys([name for name in RL if name != "srft"], 0.0) | {"dapo": 0.28},
     "hint_slices_max": dict.fromkeys(("stage", "r3", "uft", "uft_adaptive"), 5) | {"adaback": 0},  # 0: in tokens
     "lr": dict.fromkeys(RL, 1e-6) | {"sft": 1e-5},
     "beta2": dict.fromkeys(RL, 0.999) | {"sft": 0.95},

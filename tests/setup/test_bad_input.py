@@ -15,7 +15,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig
 
 from tests.helpers import chat, checkpoints
 from tests.helpers.launching import launch, start, succeed, survivors, to_words
-from training import adaback, chord, ghpo, hpt, luffy, prefix_rft, r3, rft, sft, srft, stage, uft, uft_adaptive
+from training import (
+    adaback,
+    chord,
+    dapo,
+    ghpo,
+    hpt,
+    luffy,
+    prefix_rft,
+    r3,
+    rft,
+    sft,
+    srft,
+    stage,
+    uft,
+    uft_adaptive,
+)
 from training import eval as eval_script
 from utils import checkpoint, data
 from utils.data import load_problems
@@ -25,7 +40,8 @@ from utils.run.logger import Logger
 
 DEMONSTRATED = {"luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft}
 HINTED = {"adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive}
-SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "eval": eval_script} | DEMONSTRATED | HINTED
+SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "dapo": dapo,
+           "eval": eval_script} | DEMONSTRATED | HINTED
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",
                                              "max_tokens_per_micro_batch")}
 
@@ -167,6 +183,8 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("prefix_rft", {"prefix_top": 1.5}, "flag --prefix_top 1.5: must lie between 0 and 1"),
     ("adaback", {"hint_free": -0.1}, "flag --hint_free -0.1: must lie between 0 and 1"),
     ("ghpo", {"hint_rounds": -1}, "flag --hint_rounds -1: must not be negative"),
+    ("dapo", {"overlong": 2}, "flag --overlong 2.0: must lie between 0 and 1"),
+    ("dapo", {"max_refills": 0}, "flag --max_refills 0: must be greater than 0"),
     ("uft_adaptive", {"target_accuracy": 2}, "flag --target_accuracy 2.0: must lie between 0 and 1"),
     ("eval", {"data": "/no/such/folder"}, "flag --data /no/such/folder"),
     ("eval", {"kv_cache_gb": -1}, "flag --kv_cache_gb -1.0: must be greater than 0"),

@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from rewards.answer import CORRECT, WRONG_RESULT
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.float64 import CLOSE
 from tests.helpers.models import (
     CPU,
@@ -209,28 +210,6 @@ def test_state_changes_after_the_last_update_only(script):
 
 
 # ----- guidance where a group fails -----
-
-
-class FakeEngine:
-    """Gives for each call as many right responses to each problem as `right` says; keeps what it was asked for."""
-
-    def __init__(self, right):
-        self.right, self.asked = right, []
-
-    def generate(self, prompts, sampling, step):
-        self.asked.append((prompts, sampling, step))
-        number = len(self.asked)
-        return [[Rollout(prompt, [100 * number + sample], [0.0], "stop") for sample in range(sampling.group_size)]
-                for prompt in prompts]
-
-    def sleep(self):
-        self.asked.append("sleep")
-
-    def verdicts(self, groups, _tokenizer):
-        """Of the call before."""
-        call = len(self.asked)
-        return [[Verdict(*(CORRECT if sample < self.right[group[0].prompt.problem.index][call - 1] else WRONG_RESULT))
-                 for sample in range(len(group))] for group in groups]
 
 
 def guided(right, num_solution=8):

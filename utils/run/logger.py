@@ -73,6 +73,8 @@ MORE_FIELDS = {  # of the scripts that know them; N is a number
     "state_grad_norm/demonstration": "the same for tokens of demonstrations beside the responses",
     "demonstration_loss": "loss of the tokens of demonstrations beside the responses, other than their sft_loss",
     "gated": "fraction of problems of which the demonstration alone was trained on, for lack of right responses",
+    "flat_groups_at_first": "flat_groups before other problems were sampled in their place",
+    "refill_rounds": "number of times that other problems were sampled in the place of some",
     "mu": "weight of sft_loss; that of pg_loss is 1 - mu",
     "right_loss": "the part of pg_loss that is of right responses",
     "wrong_loss": "the part of pg_loss that is of the others",
