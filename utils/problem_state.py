@@ -14,7 +14,8 @@ FILE = "problems.json"  # in a checkpoint's state
 
 class ProblemState:
     """`first` names the numbers of a problem, and what they are for the first ones. One that comes later begins with
-    running means of what the steps have made of theirs. Equal on all ranks; it changes in `merge` alone."""
+    running means of what the steps have made of theirs. Equal on all ranks; it changes in `put` and `merge`
+    alone."""
 
     def __init__(self, first: Mapping[str, float]):
         self.names = tuple(first)
@@ -25,12 +26,17 @@ class ProblemState:
         """The numbers of `problem`, in the order of their names."""
         return self.known.get(problem.index, self.means)
 
+    def put(self, changed: Mapping[int, tuple[float, ...]]) -> dict[int, tuple[float, ...]]:
+        """Take over numbers of problems, by their rows, from all ranks, which call together; returns them all."""
+        of_all = {index: numbers for of_rank in distributed.gather([changed]) for index, numbers in of_rank.items()}
+        self.known |= of_all
+        return of_all
+
     def merge(self, changed: Mapping[int, tuple[float, ...]], mean_rate: float) -> dict[str, float]:
         """Take over the numbers of the step's problems, by their rows, from all ranks; the running means go `mean_rate`
         of the way to the means of these. Returns the running means for the step's metrics, and the number of problems
         met. All ranks call together, after the step's last update: a step that is given up before changes nothing."""
-        of_step = {index: numbers for of_rank in distributed.gather([changed]) for index, numbers in of_rank.items()}
-        self.known |= of_step
+        of_step = self.put(changed)
         self.means = tuple(mean + mean_rate * (math.fsum(column) / len(of_step) - mean)  # fsum: whatever the order
                            for mean, column in zip(self.means, zip(*of_step.values(), strict=True), strict=True))
         return dict(zip(self.names, self.means, strict=True)) | {"problems_met": len(self.known)}

@@ -25,6 +25,7 @@ from training import (
     luffy,
     prefix_rft,
     r3,
+    relift,
     rft,
     sft,
     srft,
@@ -44,7 +45,7 @@ from utils.tasks import countdown
 
 SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt,
            "srft": srft, "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive,
-           "dapo": dapo, "eval": eval_script}
+           "dapo": dapo, "relift": relift, "eval": eval_script}
 QWEN3B = "Qwen/Qwen2.5-3B"
 
 # The authors' defaults, flag -> value.
@@ -83,6 +84,7 @@ EXPECTED = {
         "kl_coef": 0, "p_high": 0.95, "p_low": 0.05, "prefix_top": 0.2})],
     "dapo_qwen3b": [("dapo", 4, QWEN3B, GRPO | {
         "kl_coef": 0, "entropy_coef": 0, "clip_eps_high": 0.28, "max_refills": 3, "overlong": 0.2})],
+    "relift_qwen3b": [("relift", 4, QWEN3B, DEMONSTRATED | {"buffer_size": 128, "sft_lr": 1e-6})],
     "uft_adaptive_qwen3b": [("uft_adaptive", 4, QWEN3B, GRPO | {
         "hint_slices_max": 5, "p_high": 0.95, "hint_rate": 0.5, "target_accuracy": 0.5, "mean_rate": 0.1,
         "sft_coef": 0.001})],

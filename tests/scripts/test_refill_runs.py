@@ -1,5 +1,8 @@
-"""The script that replaces groups which teach nothing, as users start it: its numbers do not depend on how the work is cut, a
-resumed run goes on exactly, and what it writes is explained."""
+"""The scripts that replace groups which teach nothing, or imitate later what no response got right, as users start
+them: their numbers do not depend on how the work is cut, a resumed run goes on exactly, and what they write is
+explained."""
+
+import json
 
 import pytest
 
@@ -17,9 +20,10 @@ from utils.run.logger import depends_on_machine
 
 pytestmark = pytest.mark.slow
 
-STEPS, PROMPTS = 4, 16
-STAGES = {"dapo": 2}
-OWN = {"dapo": {"max_refills": 2, "overlong": 0.5}}
+STEPS, PROMPTS, IMITATED = 4, 16, 6
+STAGES = {"dapo": 2, "relift": 3}
+OWN = {"dapo": {"max_refills": 2, "overlong": 0.5},
+       "relift": {"max_demonstration_length": 48, "buffer_size": IMITATED, "sft_lr": 1e-3, "group_size": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,13 @@ def alone(tmp_path_factory, flags):
     return folders, again
 
 
+def waits(folder, step):
+    """{row: since which step} in a checkpoint."""
+    kept = json.loads((folder / "checkpoints" / f"step_{step}" / "state" / "problems.json").read_text())
+    assert kept["names"] == ["waits_since"] and kept["means"] == [0.0]
+    return {int(row): since for row, [since] in kept["problems"].items() if since}
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_numbers_do_not_depend_on_ranks_stage_micro_batches_and_shared_prefixes(on_two, alone, name):
     first, second = (training_lines(folders[name]) for folders in (on_two, alone[0]))
@@ -64,12 +75,16 @@ def test_numbers_do_not_depend_on_ranks_stage_micro_batches_and_shared_prefixes(
             {field: one[field] for field in names}, rel=CLOSE["rtol"], abs=CLOSE["atol"])
     for one, other in zip(*(evaluation_lines(folders[name]) for folders in (on_two, alone[0])), strict=True):
         assert one == pytest.approx(other)
+    if name == "relift":
+        assert waits(on_two[name], 2) == waits(alone[0][name], 2) and waits(on_two[name], 4) == waits(alone[0][name], 4)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_resumed_run_goes_on_exactly(alone, name):
     first, second = (list(map(without_times, training_lines(folders[name]))) for folders in alone)
     assert len(first) == STEPS and first == second
+    if name == "relift":
+        assert waits(alone[0][name], 2) and waits(alone[0][name], 4) == waits(alone[1][name], 4)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -77,7 +92,7 @@ def test_lines_are_explained(on_two, name):
     for line in training_lines(on_two[name]):
         assert set(line) <= {"step", "accuracy/slices_0", "rollouts/slices_0", *logger.TRAINING_FIELDS,
                              *logger.MORE_FIELDS}
-        assert line["rollouts/slices_0"] == PROMPTS * 4
+        assert line["rollouts/slices_0"] == PROMPTS * (4 if name == "dapo" else 2)
         assert line["grad_norm"] > 0 and line["logprob_mismatch"] < 1e-9
 
 
@@ -87,3 +102,15 @@ def test_flat_groups_become_fewer(on_two):
     assert sum(line["flat_groups"] for line in lines) < sum(line["flat_groups_at_first"] for line in lines)
     assert all(0 < line["refill_rounds"] <= 2 for line in lines)
 
+
+def test_what_waits_is_imitated_as_soon_as_there_is_enough(on_two):
+    lines = training_lines(on_two["relift"])
+    waiting = 0
+    for line in lines:
+        assert line["imitated"] in (0, IMITATED) and (line["sft_loss"] > 0) == (line["imitated"] > 0)
+        assert (line["state_grad_norm/demonstration"] > 0) == (line["imitated"] > 0)
+        entered = line["waiting"] + line["imitated"] - waiting
+        assert 0 <= entered <= round(line["groups_all_wrong"] * PROMPTS)
+        assert (waiting + entered >= IMITATED) == (line["imitated"] > 0)
+        waiting = line["waiting"]
+    assert sum(line["imitated"] for line in lines) > 0 and len(waits(on_two["relift"], STEPS)) == waiting

@@ -22,6 +22,7 @@ from training import (
     luffy,
     prefix_rft,
     r3,
+    relift,
     rft,
     sft,
     srft,
@@ -36,10 +37,10 @@ from utils.run.errors import Range
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft,
            "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive, "sft": sft,
-           "dapo": dapo, "eval": eval_script}
+           "dapo": dapo, "relift": relift, "eval": eval_script}
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
 ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo", "luffy", "chord", "hpt", "srft", "adaback", "ghpo", "prefix_rft",
-              "adaptive", "uft_adaptive", "dapo"}  # "stage" is also DeepSpeed's word
+              "adaptive", "uft_adaptive", "dapo", "relift"}  # "stage" is also DeepSpeed's word
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
     ("rft", "stage"): 33,
     ("rft", "r3"): 22,
@@ -52,11 +53,12 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "ghpo"): 29,
     ("rft", "prefix_rft"): 53,
     ("rft", "dapo"): 33,
+    ("rft", "relift"): 41,
     ("uft", "uft_adaptive"): 41,
 }
 LACKS_MUCH = {("rft", "srft"), ("rft", "prefix_rft")}  # what reads the engine's log-probabilities; srft: ratio and clip
 
-DEMONSTRATED = ("luffy", "chord", "hpt", "srft")  # a demonstration stands beside the samples
+DEMONSTRATED = ("luffy", "chord", "hpt", "srft", "relift")  # a demonstration stands beside the samples
 HINTED = ("stage", "r3", "uft", "adaback", "ghpo", "prefix_rft", "uft_adaptive")  # some see a part of the solution
 RL = ("rft", "dapo", *HINTED, *DEMONSTRATED)
 NO_KL = ("dapo", "adaback", "ghpo", "prefix_rft", *DEMONSTRATED)  # as in the papers

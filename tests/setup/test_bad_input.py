@@ -24,6 +24,7 @@ from training import (
     luffy,
     prefix_rft,
     r3,
+    relift,
     rft,
     sft,
     srft,
@@ -38,7 +39,7 @@ from utils.run import processes, tracking
 from utils.run.cli import run_script
 from utils.run.logger import Logger
 
-DEMONSTRATED = {"luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft}
+DEMONSTRATED = {"luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft, "relift": relift}
 HINTED = {"adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive}
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "dapo": dapo,
            "eval": eval_script} | DEMONSTRATED | HINTED
@@ -185,6 +186,7 @@ def test_bad_flag_of_uft(call, flags, changes, rule):
     ("ghpo", {"hint_rounds": -1}, "flag --hint_rounds -1: must not be negative"),
     ("dapo", {"overlong": 2}, "flag --overlong 2.0: must lie between 0 and 1"),
     ("dapo", {"max_refills": 0}, "flag --max_refills 0: must be greater than 0"),
+    ("relift", {"buffer_size": 0}, "flag --buffer_size 0: must be greater than 0"),
     ("uft_adaptive", {"target_accuracy": 2}, "flag --target_accuracy 2.0: must lie between 0 and 1"),
     ("eval", {"data": "/no/such/folder"}, "flag --data /no/such/folder"),
     ("eval", {"kv_cache_gb": -1}, "flag --kv_cache_gb -1.0: must be greater than 0"),
