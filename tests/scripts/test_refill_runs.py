@@ -47,15 +47,25 @@ def on_two(tmp_path_factory, flags):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, flags):
-    """The same on one process without ZeRO, prefixes not shared; and each again from its step 2, as {name: folder}."""
+    """The same on one process without ZeRO, prefixes not shared."""
     folders = {name: tmp_path_factory.mktemp(name) / "run" for name in STAGES}
-    again = {name: tmp_path_factory.mktemp(name) / "again" for name in STAGES}
     other = {"zero_stage": 0, "share_prefix": False, "max_tokens_per_micro_batch": 900}
-    runs = [(f"training/{name}.py", flags | OWN[name] | other | more) for name in STAGES for more in (
-        {"output_dir": folders[name]}, {"output_dir": again[name]},
-        {"output_dir": again[name], "resume": True, "resume_step": 2})]
+    runs = [(f"training/{name}.py", flags | OWN[name] | other | {"output_dir": folders[name]}) for name in STAGES]
     succeed(start_in_turn(runs, OMP_NUM_THREADS="1", **IN_FLOAT64))
-    return folders, again
+    return folders
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, flags, base_model):
+    """{name: (folder, folder of a run that went back to step 2)}, in float32."""
+    folders = {name: (tmp_path_factory.mktemp(name) / "one", tmp_path_factory.mktemp(name) / "other")
+               for name in STAGES}
+    runs = [(f"training/{name}.py", flags | OWN[name] | {"model": base_model, "zero_stage": 0} | more)
+            for name, (one, other) in folders.items()
+            for more in ({"output_dir": one}, {"output_dir": other},
+                         {"output_dir": other, "resume": True, "resume_step": 2})]
+    succeed(start_in_turn(runs, OMP_NUM_THREADS="1"))
+    return folders
 
 
 def waits(folder, step):
@@ -67,24 +77,25 @@ def waits(folder, step):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_numbers_do_not_depend_on_ranks_stage_micro_batches_and_shared_prefixes(on_two, alone, name):
-    first, second = (training_lines(folders[name]) for folders in (on_two, alone[0]))
+    first, second = (training_lines(folders[name]) for folders in (on_two, alone))
     assert [line["step"] for line in first] == [line["step"] for line in second] == [1, 2, 3, 4]
     for one, other in zip(first, second, strict=True):
         names = {field for field in one if not depends_on_machine(field) and not field.startswith("logprob_mismatch")}
         assert {field: other[field] for field in names} == pytest.approx(
             {field: one[field] for field in names}, rel=CLOSE["rtol"], abs=CLOSE["atol"])
-    for one, other in zip(*(evaluation_lines(folders[name]) for folders in (on_two, alone[0])), strict=True):
+    for one, other in zip(*(evaluation_lines(folders[name]) for folders in (on_two, alone)), strict=True):
         assert one == pytest.approx(other)
     if name == "relift":
-        assert waits(on_two[name], 2) == waits(alone[0][name], 2) and waits(on_two[name], 4) == waits(alone[0][name], 4)
+        assert all(waits(on_two[name], step) == waits(alone[name], step) for step in (2, 4))
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_resumed_run_goes_on_exactly(alone, name):
-    first, second = (list(map(without_times, training_lines(folders[name]))) for folders in alone)
+def test_a_resumed_run_goes_on_exactly(resumed, name):
+    first, second = (list(map(without_times, training_lines(folder))) for folder in resumed[name])
     assert len(first) == STEPS and first == second
     if name == "relift":
-        assert waits(alone[0][name], 2) and waits(alone[0][name], 4) == waits(alone[1][name], 4)
+        one, other = resumed[name]
+        assert waits(one, 2) and waits(one, 4) == waits(other, 4)
 
 
 @pytest.mark.parametrize("name", STAGES)
