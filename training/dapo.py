@@ -49,7 +49,7 @@ from utils.types import LongestGroup, Sampling
 class Args:
     # run
     model: str  # Hugging Face name or local folder of the model to train
-    data: str  # built-in task (countdown, kk_logic, math, tree), folder with train.parquet, test.parquet, or own data
+    data: str  # built-in task (countdown, kk_logic, math, sudoku, tree), folder with train, test.parquet, or own data
     output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
     test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
     prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction
@@ -194,7 +194,7 @@ def main(args: Args) -> None:
         # 3. reward and advantage
         watch.begin("reward")
         scores = score_rollouts(groups, plan.tokenizer)
-        refill = Refill(plan.problems, step, args.prompts_per_step, args.seed)
+        refill, dropped = Refill(plan.problems, step, args.prompts_per_step, args.seed), []
         for number in range(1, args.max_refills + 1):  # on every rank, for engines of which several ranks share one
             others = refill.places(scores)
             prompts = [plan.prompts.build(problem) for problem in others.values()]
@@ -202,6 +202,7 @@ def main(args: Args) -> None:
             anew = engine.generate(prompts, replace(sampling, first_sample=number * args.group_size), step)
             watch.begin("reward")
             for place, group, judged in zip(others, anew, score_rollouts(anew, plan.tokenizer), strict=True):
+                dropped.append(groups[place])
                 groups[place], scores[place] = group, judged
         engine.sleep()
         lengths = torch.tensor([[len(rollout.response_ids) for rollout in group] for group in groups])  # (P, G)
@@ -247,7 +248,7 @@ def main(args: Args) -> None:
             guard.check(step, grad_norm, losses, mini_batch)
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds, dropped) | mismatch | losses.means(mini_batches)
         metrics |= refill.metrics()
         logger.log_training(step, metrics | guard.metrics() | actor.gradients.norms() | {"lr": args.lr})
         if step % args.eval_every == 0:

@@ -48,7 +48,7 @@ from utils.types import LongestGroup, Sampling
 class Args:
     # run
     model: str  # Hugging Face name or local folder of the model to train
-    data: str  # built-in task (countdown, kk_logic, math, tree), folder with train.parquet, test.parquet, or own data
+    data: str  # built-in task (countdown, kk_logic, math, sudoku, tree), folder with train, test.parquet, or own data
     output_dir: str  # folder of this run: metrics, samples, checkpoints, curves
     test_data: str = ""  # own data: what is tested on; empty: their test split, else 10 % of the prompts held out
     prompt_column: str = ""  # own data: the problem; empty: prompt, question, problem or instruction
@@ -260,9 +260,10 @@ def main(args: Args) -> None:
             plan.state.put(dict.fromkeys(imitated, (0.0,)))
         watch.end()
 
-        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(plan.num_updates)
+        metrics = rollout_metrics(groups, scores, watch.seconds) | mismatch | losses.means(mini_batches)
         metrics |= {"waiting": len(waiting) - len(imitated), "imitated": len(imitated)}
-        metrics |= imitation.means(1) if imitated else {}
+        if imitated:
+            metrics |= {name: metrics.get(name, 0.0) + value for name, value in imitation.means([mini_batch]).items()}
         logger.log_training(step, metrics | guard.metrics() | actor.gradients.norms() | {"lr": args.lr})
         if step % args.eval_every == 0:
             logger.log_samples(step, group_texts(groups[0], scores[0], plan.tokenizer), kind="training")

@@ -52,8 +52,8 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "adaback"): 41,
     ("rft", "ghpo"): 29,
     ("rft", "prefix_rft"): 53,
-    ("rft", "dapo"): 33,
-    ("rft", "relift"): 41,
+    ("rft", "dapo"): 36,
+    ("rft", "relift"): 42,
     ("uft", "uft_adaptive"): 41,
 }
 LACKS_MUCH = {("rft", "srft"), ("rft", "prefix_rft")}  # what reads the engine's log-probabilities; srft: ratio and clip
