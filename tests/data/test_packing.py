@@ -27,7 +27,7 @@ from tests.helpers.models import (
     tiny_model,
     with_noise,
 )
-from training import adaback, ghpo, r3, rft, sft, stage, uft, uft_adaptive
+from training import adaback, dapo, ghpo, r3, relift, rft, sft, stage, uft, uft_adaptive
 from utils import packing
 from utils.metrics import count_tokens
 from utils.packing import fill_up, filler, pack, pack_mini_batches, with_logprobs
@@ -313,8 +313,8 @@ def test_coefficients_weigh_the_losses():
 
 
 def test_scripts_share_their_losses_up_to_the_sft_term():
-    """Stage and adaptive UFT have UFT's loss, R3, AdaBack and GHPO have RFT's, and without sft_coef UFT has RFT's ("RFT
-    (cosine)"), hints or not."""
+    """Stage and adaptive UFT have UFT's loss, R3, AdaBack, GHPO, DAPO and ReLIFT's samples RFT's, and without sft_coef
+    UFT has RFT's ("RFT (cosine)"), hints or not."""
 
     def loss_and_gradient(script, **flags):
         losses, leaf, _ = losses_and_leaf(script=script, **flags)
@@ -322,7 +322,7 @@ def test_scripts_share_their_losses_up_to_the_sft_term():
 
     of_uft, of_rft = loss_and_gradient(uft), loss_and_gradient(rft)
     assert loss_and_gradient(stage) == loss_and_gradient(uft_adaptive) == of_uft != of_rft
-    assert all(loss_and_gradient(script) == of_rft for script in (r3, adaback, ghpo))
+    assert all(loss_and_gradient(script) == of_rft for script in (r3, adaback, ghpo, dapo, relift))
     assert loss_and_gradient(uft, sft_coef=0.0) == of_rft
 
 
