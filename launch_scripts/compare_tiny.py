@@ -59,6 +59,7 @@ SFT_COEFS = ({"sft_coef": 0.001}, {"sft_coef": 1.0})
 METHODS = {
     "sft": Method("sft"),
     "rft": Method("rft"),
+    "dapo": Method("dapo"),
     # An SFT step costs 3 passes for a demonstration, an RFT step 4 for each of its samples: fewer steps for equal cost.
     "sft_rft": Method("rft", flags={"total_steps": "0.8 steps"}, begins_with="sft"),
     "r3": Method("r3"),
@@ -70,6 +71,7 @@ METHODS = {
                     "mu_decay": "0.5 steps"}), DEMONSTRATIONS),
     "hpt": Method("hpt", ({"sft_coef": 1.0}, {"sft_coef": 0.3}), DEMONSTRATIONS),
     "srft": Method("srft", ({"sft_coef": 0.5}, {"sft_coef": 2.0}), DEMONSTRATIONS),
+    "relift": Method("relift", ({"sft_lr": 1e-4}, {"sft_lr": 1e-3}), DEMONSTRATIONS | {"buffer_size": 32}),
     "adaback": Method("adaback"),
     "ghpo": Method("ghpo"),
     "prefix_rft": Method("prefix_rft", ({"prefix_loss": "top"}, {"prefix_loss": "all"})),
