@@ -111,10 +111,10 @@ folders() { # stage: its complete runs, a method after the other
 }
 
 report() { # tables of what there is
-    local runs sweeps models
-    mapfile -t runs < <(folders compare)
-    mapfile -t sweeps < <(folders sweep)
-    mapfile -t models < <(folders models)
+    local folder runs=() sweeps=() models=()
+    while read -r folder; do runs+=("$folder"); done < <(folders compare)
+    while read -r folder; do sweeps+=("$folder"); done < <(folders sweep)
+    while read -r folder; do models+=("$folder"); done < <(folders models)
     ((${#runs[@]} > 1)) || return 0
     {
         python launch_scripts/compare_tiny.py tuned --run "$RUN" --tasks "${tasks[@]}"
