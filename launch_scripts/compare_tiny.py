@@ -105,9 +105,10 @@ def settings(method: Method, task: Task) -> list[Flags]:
     return [{"lr": lr * factor} for factor in (1, 2, 4, 0.5)]
 
 
-def make_run(folder: Path, name: str, chosen: Flags, seed: int, model: Path, data: Path, num_steps: int) -> Run:
-    """`chosen` are the tuned flags; `folder` is the run's, in that of a task."""
-    task, method = TASKS[data.parent.name], METHODS[name]
+def make_run(task: Task, folder: Path, name: str, chosen: Flags, seed: int, model: Path, data: Path,
+             num_steps: int) -> Run:
+    """`chosen` are the tuned flags; `folder` is the run's."""
+    method = METHODS[name]
     flags: Flags = {"model": model, "data": data, "seed": seed, "total_steps": num_steps, "eval_every": task.eval_every,
                     **task.flags}
     if method.script == "sft":
@@ -129,34 +130,38 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def tuning(root: Path, task_name: str, name: str) -> list[Run]:
-    task, folder = TASKS[task_name], root / task_name
+    task, folder, first = TASKS[task_name], root / task_name, METHODS[name].begins_with
     model = folder / "base"
-    if METHODS[name].begins_with:
-        first = METHODS[name].begins_with
-        model = last_checkpoint(folder / "tuning" / f"{first}_{best_setting(root, task_name, first)}")
-    return [make_run(folder / "tuning" / f"{name}_{i}", name, chosen, TUNING_SEED, model, folder / "tuning_data",
+    if first:
+        model = last_checkpoint(folder / "tuning" / f"{first}_{best_of(tuning_evaluations(root, task_name, first))}")
+    return [make_run(task, folder / "tuning" / f"{name}_{i}", name, chosen, TUNING_SEED, model, folder / "tuning_data",
                      task.steps // 2)
             for i, chosen in enumerate(settings(METHODS[name], task))]
 
 
-def best_setting(root: Path, task_name: str, name: str) -> int:
-    """Which of the four had the best last evaluation; of equal ones the best mean of all, then the first."""
-    runs = [read_evaluations(root / task_name / "tuning" / f"{name}_{i}") for i in range(4)]
-    return max(range(4), key=lambda i: (runs[i][-1][ACCURACY], fmean(line[ACCURACY] for line in runs[i]), -i))
+def tuning_evaluations(root: Path, task_name: str, name: str) -> list[list[float]]:
+    """The accuracies of the four runs, each from its first evaluation to its last."""
+    return [[line[ACCURACY] for line in read_evaluations(root / task_name / "tuning" / f"{name}_{i}")]
+            for i in range(4)]
+
+
+def best_of(accuracies: list[list[float]]) -> int:
+    """Which had the best last evaluation; of equal ones the best mean of all, then the first."""
+    return max(range(4), key=lambda i: (accuracies[i][-1], fmean(accuracies[i]), -i))
 
 
 def tuned(root: Path, task_name: str, name: str) -> Flags:
-    return settings(METHODS[name], TASKS[task_name])[best_setting(root, task_name, name)]
+    return settings(METHODS[name], TASKS[task_name])[best_of(tuning_evaluations(root, task_name, name))]
 
 
 def comparison(root: Path, task_name: str, name: str, seed: int, flags: Flags | None = None,
                as_name: str = "", size: str = "") -> Run:
     """The run of a method with its tuned flags, and with `flags` over them; of a base of another `size`."""
-    task, first = root / task_name, METHODS[name].begins_with
-    folder = task / size
-    model = last_checkpoint(folder / f"{first}_seed{seed}") if first else task / f"base{'_' * bool(size)}{size}"
-    return make_run(folder / f"{as_name or name}_seed{seed}", name, tuned(root, task_name, name) | (flags or {}), seed,
-                    model, task / "data", TASKS[task_name].steps)
+    task, of_task, first = TASKS[task_name], root / task_name, METHODS[name].begins_with
+    folder = of_task / size
+    model = last_checkpoint(folder / f"{first}_seed{seed}") if first else of_task / f"base{'_' * bool(size)}{size}"
+    return make_run(task, folder / f"{as_name or name}_seed{seed}", name,
+                    tuned(root, task_name, name) | (flags or {}), seed, model, of_task / "data", task.steps)
 
 
 def sweep(root: Path, task_name: str, name: str, seed: int) -> Run | None:
@@ -198,10 +203,10 @@ def tuning_table(root: Path, tasks: list[str]) -> str:
     for name in METHODS:
         cells = []
         for task in tasks:
-            best = best_setting(root, task, name)
-            ends = [read_evaluations(root / task / "tuning" / f"{name}_{i}")[-1][ACCURACY] for i in range(4)]
-            chosen = json.dumps(settings(METHODS[name], TASKS[task])[best]).translate(str.maketrans("", "", '{}"'))
-            cells.append(f"{chosen} ({', '.join(f'{end:.3f}' for end in ends)})")
+            accuracies = tuning_evaluations(root, task, name)
+            best = settings(METHODS[name], TASKS[task])[best_of(accuracies)]
+            chosen = json.dumps(best).translate(str.maketrans("", "", '{}"'))
+            cells.append(f"{chosen} ({', '.join(f'{of_run[-1]:.3f}' for of_run in accuracies)})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What:     Every method with tiny models on three tasks (Countdown, the search tree at depth 6, sudoku), SEEDS of them
 #           (default "0 1 2"), each tuned alike on problems of another seed (compare_tiny.py says over what), then two sweeps of
-#           UFT's flags and four ways to learn from a prefix, and six methods on two smaller bases. Writes $RUN/comparison.png and, in $RUN/tables.md, accuracies
-#           with intervals over seeds, pairwise differences, sampled and trained tokens; $RUN/runs.csv has a line a run.
+#           UFT's flags and four ways to learn from a prefix, and six methods on two smaller bases. Writes $RUN/comparison.png
+#           and, in $RUN/tables.md, accuracies with intervals over seeds, pairwise differences, sampled and trained tokens;
+#           $RUN/runs.csv has a line a run.
 # Hardware: two CPU cores and 6 GB of memory, about six hours for three seeds; a GPU is used where there is one (then
 #           JOBS=1; CUDA_VISIBLE_DEVICES=0,1,2,3 JOBS=4: a GPU for each).
-# Expect:   the tables in README.md, "All methods with tiny models".
+# Expect:   the tables in launch_scripts/README.md, "All methods with tiny models".
 # How:      bash launch_scripts/compare_tiny.sh
 # Whenever it is stopped, the same command goes on: a run that is complete is not run again, one that was cut goes on from its
 # last checkpoint. JOBS (default 2) runs go side by side, each one process with one thread. TASKS (default "countdown tree6
@@ -47,7 +48,6 @@ countdown_base() { # folder flags...
 prepare() { # task
     local folder="$RUN/$1"
     make_data "$1" "$folder/data" 0
-    make_data "$1" "$folder/tuning_data" 1
     [[ ! -f "$folder/base/config.json" ]] || return 0
     case "$1" in
         countdown) countdown_base "$folder/base" ;;
@@ -102,7 +102,7 @@ run_depths() { # steps to half the problems right, against the depth: the paper'
         done
     done | xargs -r -P "${JOBS:-2}" --process-slot-var SLOT -L 1 bash -c 'train "$@"' train
     for run in "$RUN"/tree?/depths/*_seed*/; do [[ ! -f "$run/curves.png" ]] || runs+=("${run%/}"); done
-    python -m utils.report.depths "${runs[@]}" --figure "$RUN/depths.png" | tee "$RUN/depths.md"
+    ((${#runs[@]} < 1)) || python -m utils.report.depths "${runs[@]}" --figure "$RUN/depths.png" | tee "$RUN/depths.md"
 }
 
 folders() { # stage: its complete runs, a method after the other
@@ -121,9 +121,10 @@ report() { # tables of what there is
         echo
         python -m utils.report "${runs[@]}" --figure "$RUN/comparison.png" --csv "$RUN/runs.csv" --over_seeds \
             --against rft sft_rft uft
-        [[ ${#sweeps[@]} == 0 ]] || { echo; python -m utils.report "${sweeps[@]}" --figure "$RUN/sweeps.png" \
+        # Both lists have runs of the comparison too; there is nothing to tell before others are complete.
+        [[ "${sweeps[*]:-}" != */uft_sft_coef_* ]] || { echo; python -m utils.report "${sweeps[@]}" --figure "$RUN/sweeps.png" \
             --csv "$RUN/sweeps.csv" --over_seeds --against uft prefix_rft; }
-        [[ ! -f "${models[0]:-}/curves.png" ]] || { echo; python -m utils.report "${models[@]}" --mean_over model \
+        [[ "${models[*]:-}" != */small/* ]] || { echo; python -m utils.report "${models[@]}" --mean_over model \
             --figure "$RUN/mean_over_models.png"; }
     } | tee "$RUN/tables.md"
 }
@@ -131,7 +132,9 @@ report() { # tables of what there is
 for stage in $stages; do
     if [[ "$stage" == depths ]]; then run_depths; continue; fi
     preparing=()
-    for task in "${tasks[@]}"; do prepare "$task" & preparing+=($!); done
+    for task in "${tasks[@]}"; do
+        (prepare "$task"; make_data "$task" "$RUN/$task/tuning_data" 1) & preparing+=($!)
+    done
     for one in "${preparing[@]}"; do wait "$one"; done
     if [[ "$stage" == models ]]; then
         countdown_base "$RUN/countdown/base_small" --hidden_size 64 --intermediate_size 192 --num_layers 3

@@ -19,16 +19,26 @@ def verify(completion: str, ground_truth: Mapping[str, Any]) -> Score:
     grid = ground_truth.get("grid")
     if not isinstance(grid, str):
         raise ValueError(f"sudoku ground_truth {ground_truth!r}: grid must be a text")
-    given = "".join(grid.split())
-    size = next((size for size in BOXES if size**2 == len(given)), None)
+    given = cells_of(grid)
+    size = size_of(given)
     if size is None or not given.isascii() or not given.isdigit():
         raise ValueError(f"sudoku ground_truth {ground_truth!r}: grid must be 16, 36 or 81 digits")
     answer = last_answer(completion)
     if answer is None:
         return NO_ANSWER
-    filled = "".join(answer.split())
+    filled = cells_of(answer)
     keeps = len(filled) == len(given) and all(g in (BLANK, f) for g, f in zip(given, filled, strict=True))
     return CORRECT if keeps and is_solved(filled, size) else WRONG_RESULT
+
+
+def cells_of(grid: str) -> str:
+    """Its characters without the white space around and between them."""
+    return "".join(grid.split())
+
+
+def size_of(cells: str) -> int | None:
+    """Rows of a grid of so many cells; None where there is none."""
+    return next((size for size in BOXES if size**2 == len(cells)), None)
 
 
 def is_solved(cells: str, size: int) -> bool:

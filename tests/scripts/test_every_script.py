@@ -13,6 +13,7 @@ from utils.report.runs import read_metrics
 pytestmark = [pytest.mark.slow, pytest.mark.numerics]
 
 STEPS, COLD = 4, 1e-5
+KEEPS = {"adaback": ["hint_low"], "uft_adaptive": ["hint_p"], "relift": []}  # of each problem; what changes there
 DRAWN = ("logprob_mismatch", "logprob_mismatch_max")
 
 
@@ -48,11 +49,9 @@ def test_a_run_that_goes_back_gives_the_same_numbers_and_weights(gone_back, name
     """And what it keeps of each problem, which the second half changes."""
     before, after = (outcome(gone_back[name], STEPS, before_going_back=back) for back in (True, False))
     assert before == after and set(after[STEPS + 2]) == {"hf/model.safetensors"}  # after two evaluations
-    keeps = {"adaback": "hint_low", "uft_adaptive": "hint_p"}.get(name)
-    assert len(after) == STEPS + 3 + (keeps is not None or name == "relift")
-    if keeps:
-        lines = training_lines(gone_back[name])
-        assert lines[-1][keeps] != lines[1][keeps] and "state/problems.json" in after[-1]
+    lines, keeps = training_lines(gone_back[name]), KEEPS.get(name, ())
+    assert len(after) == STEPS + 3 + (name in KEEPS) and ("state/problems.json" in after[-1]) == (name in KEEPS)
+    assert all(lines[-1][field] != lines[1][field] for field in keeps)
 
 
 # ----- the other engine -----

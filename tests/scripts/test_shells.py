@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from launch_scripts.compare_tiny import METHODS
+from launch_scripts.compare_tiny import METHODS, SIZES
 from tests.helpers import shells
 from tests.helpers.launching import ROOT
 from tests.helpers.shells import make_environment
+from tests.scripts.test_compare_tiny import evaluated, saved
 
 STUB = """#!/usr/bin/env bash
 printf '%s\\n' "$PWD" "$(command -v python)" "${DS_ACCELERATOR-none}" "$*" >>"$RECORD"
@@ -147,6 +148,32 @@ def test_compare_tiny_tunes_each_method_by_four_runs_and_says_what_it_then_lacks
     assert folders == {f"runs/compare_tiny/sudoku/tuning/{name}_{i}" for name in METHODS if name != "sft_rft"
                        for i in range(4)}
     assert result.returncode != 0 and "sudoku/tuning/sft_0" in result.stderr  # no metrics: nothing was trained here
+
+
+def test_compare_tiny_reports_what_there_is(checkout):
+    """The comparison alone: no sweep, no other bases, though the lists of both have runs of the comparison."""
+    stand_in_for_python(checkout)
+    root = checkout / "runs" / "compare_tiny"
+    for name in METHODS:
+        for i in range(4):
+            evaluated(root / "countdown" / "tuning" / f"{name}_{i}", 0.5)
+    for size in ("", *SIZES):  # those of other sizes are not complete
+        saved(root / "countdown" / size / "sft_seed0", 160)
+    saved(root / "countdown" / "tuning" / "sft_0", 80)
+    complete = [f"runs/compare_tiny/countdown/{name}_seed0" for name in METHODS]
+    for run in complete:
+        (checkout / run).mkdir(exist_ok=True)
+        (checkout / run / "curves.png").touch()
+    result = bash(["launch_scripts/compare_tiny.sh"], checkout, STAGES="compare", TASKS="countdown", SEEDS="0")
+    assert result.returncode == 0, result.stderr
+    calls = (checkout / "calls").read_text().splitlines()
+    assert not (checkout / "record").exists()  # nothing is trained again
+    reports = [call for call in calls if call.startswith("-m utils.report ")]
+    assert reports == [f"-m utils.report {' '.join(complete)} --figure runs/compare_tiny/comparison.png "
+                       "--csv runs/compare_tiny/runs.csv --over_seeds --against rft sft_rft uft"]
+    (root / "countdown" / "small" / "sft_seed0" / "curves.png").touch()
+    bash(["launch_scripts/compare_tiny.sh"], checkout, STAGES="compare", TASKS="countdown", SEEDS="0")
+    assert "--mean_over model" in (checkout / "calls").read_text().splitlines()[-1]
 
 
 def test_of_compare_tinys_methods_those_side_by_side_have_a_gpu_and_a_port_each(checkout):

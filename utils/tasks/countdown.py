@@ -21,7 +21,7 @@ import numpy as np
 from utils.run.cli import run_script
 from utils.run.errors import require
 from utils.tasks.countdown_patterns import best_constant_pattern, pattern_hits
-from utils.tasks.parquet import make_row, read_setting, write_splits
+from utils.tasks.parquet import make_row, read_setting, setting_of, write_splits
 
 METADATA_KEY = b"countdown_setting"  # the parquet schema carries the Setting as JSON
 MAX_FRUITLESS_DRAWS = 200_000  # draws in a row without a new puzzle before a setting counts as exhausted
@@ -230,8 +230,7 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
     """
     args = Args(output_dir=str(output_dir), **flags)
     train_rows, test_rows = generate(args)
-    setting = {name: value for name, value in asdict(args).items() if name in Setting.__dataclass_fields__}
-    write_splits(args.output_dir, {"train": train_rows, "test": test_rows}, (METADATA_KEY, setting))
+    write_splits(args.output_dir, {"train": train_rows, "test": test_rows}, (METADATA_KEY, setting_of(args, Setting)))
 
 
 def load_setting(folder: str | os.PathLike) -> Setting:

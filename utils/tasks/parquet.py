@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def write_splits(
             os.replace(os.path.join(building, f"{split}.parquet"), os.path.join(folder, f"{split}.parquet"))
     finally:
         shutil.rmtree(building)
+
+
+def setting_of(args: Any, setting_class: type) -> dict[str, Any]:
+    """Those of a generator's flags that say which problems there are, the fields of the class that `args` extends."""
+    return {field.name: getattr(args, field.name) for field in fields(setting_class)}
 
 
 def load_rows(source: str, config: str | None, split: str, columns: Sequence[str], module: str) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from rewards.sudoku import BLANK, BOXES, units
+from rewards.sudoku import BLANK, BOXES, cells_of, size_of, units
 from utils.run.cli import run_script
 from utils.run.errors import require
-from utils.tasks.parquet import make_row, read_setting, write_splits
+from utils.tasks.parquet import make_row, read_setting, setting_of, write_splits
 
 METADATA_KEY = b"sudoku_setting"  # the parquet schema carries the Setting as JSON
 ROWS = "abcdefghi"
@@ -188,12 +188,11 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
     """Write both splits; `flags` are other fields of Args. BadInput where they allow no such data."""
     args = Args(output_dir=str(output_dir), **flags)
     validate(args)
-    setting = {name: value for name, value in asdict(args).items() if name in Setting.__dataclass_fields__}
     splits = {"train": make_puzzles(args, "train", args.train_problems),
               "test": make_puzzles(args, "test", args.test_problems)}
     rows = {split: [to_row(puzzle, args.size, i, split) for i, puzzle in enumerate(puzzles)]
             for split, puzzles in splits.items()}
-    write_splits(args.output_dir, rows, (METADATA_KEY, setting))
+    write_splits(args.output_dir, rows, (METADATA_KEY, setting_of(args, Setting)))
 
 
 def load_setting(folder: str | os.PathLike) -> Setting:
@@ -204,13 +203,16 @@ def load_setting(folder: str | os.PathLike) -> Setting:
 def best_constant_pattern(problems: Iterable[Any]) -> tuple[str, float]:
     """The solved grid that is right for most problems, and its accuracy. `problems` have a `ground_truth` with `grid`,
     of one size, and are solved cell by cell."""
-    givens = ["".join(problem.ground_truth["grid"].split()) for problem in problems]
-    size = next(size for size in BOXES if size**2 == len(givens[0]))
-    grids = sorted({puzzle.solved for given in givens if (puzzle := solve(given, size)) is not None})
+    givens = [cells_of(problem.ground_truth["grid"]) for problem in problems]
     hits = {grid: sum(all(g in (BLANK, d) for g, d in zip(given, grid, strict=True)) for given in givens)
-            for grid in grids}
+            for grid in sorted(solved_grids(givens))}
     best = max(hits, key=hits.get)
-    return in_rows(best, size), hits[best] / len(givens)
+    return in_rows(best, size_of(best)), hits[best] / len(givens)
+
+
+def solved_grids(givens: Iterable[str]) -> set[str]:
+    """Of those that are solved cell by cell."""
+    return {puzzle.solved for given in givens if (puzzle := solve(given, size_of(given))) is not None}
 
 
 def main(args: Args) -> None:

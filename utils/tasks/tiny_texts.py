@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.countdown import whole
+from rewards.sudoku import cells_of
 from utils.tasks import countdown, sudoku, tree
 from utils.types import Problem
 
@@ -75,8 +76,7 @@ def sudoku_texts(folder: Path, test_problems: Sequence[Problem], solved_fraction
     their grids belongs to the test split."""
     setting = sudoku.load_setting(folder)
     size = setting.size
-    givens = ["".join(problem.ground_truth["grid"].split()) for problem in test_problems]
-    held_out = {puzzle.solved for given in givens if (puzzle := sudoku.solve(given, size)) is not None}
+    held_out = sudoku.solved_grids(cells_of(problem.ground_truth["grid"]) for problem in test_problems)
     rng = random.Random(f"tiny base {seed}")
     while True:
         grid = sudoku.draw_grid(size, rng)

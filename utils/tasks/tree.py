@@ -17,7 +17,7 @@ from typing import Any
 
 from utils.run.cli import run_script
 from utils.run.errors import require
-from utils.tasks.parquet import make_row, read_setting, write_splits
+from utils.tasks.parquet import make_row, read_setting, setting_of, write_splits
 
 METADATA_KEY = b"tree_setting"  # the parquet schema carries the Setting as JSON
 STATES, TURNS = "ABCDEFGH", "12345678"
@@ -97,7 +97,6 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
     """Write both splits; `flags` are other fields of Args. BadInput where they allow no such data."""
     args = Args(output_dir=str(output_dir), **flags)
     validate(args)
-    setting = {name: value for name, value in asdict(args).items() if name in Setting.__dataclass_fields__}
     rule, rng = hidden_rule(args), random.Random(f"tree {args.seed}")
     walks: dict[str, None] = {}  # an ordered set
     while len(walks) < args.test_problems + args.train_problems:
@@ -106,7 +105,7 @@ def build(output_dir: str | os.PathLike, **flags: Any) -> None:
     splits = {"train": chosen[args.test_problems :], "test": chosen[: args.test_problems]}
     rows = {split: [to_row(turns, walk(turns, rule), i, split) for i, turns in enumerate(of_split)]
             for split, of_split in splits.items()}
-    write_splits(args.output_dir, rows, (METADATA_KEY, setting))
+    write_splits(args.output_dir, rows, (METADATA_KEY, setting_of(args, Setting)))
 
 
 def load_setting(folder: str | os.PathLike) -> Setting:
