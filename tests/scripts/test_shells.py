@@ -121,6 +121,11 @@ def stand_in_for_python(checkout):
     python.chmod(0o755)
 
 
+def commands(checkout) -> list[str]:
+    """What deepspeed was called with. Calls side by side write their lines between each other's."""
+    return [line for line in (checkout / "record").read_text().splitlines() if " training/" in line]
+
+
 def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path):
     """Also where shells that are started read a file that puts another one on PATH."""
     stand_in_for_python(checkout)
@@ -131,7 +136,7 @@ def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path)
     variables = {"BASH_ENV": str(tmp_path / "other" / "start"), "STAGES": "depths", "SEEDS": "0"}
     result = bash(["launch_scripts/compare_tiny.sh"], checkout, **variables)
     assert result.returncode == 0, result.stderr
-    words = [line.split(" training/") for line in (checkout / "record").read_text().splitlines()[3::4]]
+    words = [line.split(" training/") for line in commands(checkout)]
     started = [of_script.split(".py")[0] for _, of_script in words]
     assert Counter(started) == dict.fromkeys(("rft", "r3", "stage", "uft", "adaback"), 5)
     assert {of_launcher for of_launcher, _ in words} == {"--num_gpus 1"}  # their processes find a free port
@@ -143,8 +148,7 @@ def test_compare_tiny_starts_its_methods_with_this_deepspeed(checkout, tmp_path)
 def test_compare_tiny_tunes_each_method_by_four_runs_and_says_what_it_then_lacks(checkout):
     stand_in_for_python(checkout)
     result = bash(["launch_scripts/compare_tiny.sh"], checkout, STAGES="tune", TASKS="sudoku")
-    words = [line.split("training/")[1] for line in (checkout / "record").read_text().splitlines()[3::4]]
-    folders = {re.search(r"--output_dir (\S+) --overwrite", of_run)[1] for of_run in words}
+    folders = {re.search(r"--output_dir (\S+) --overwrite", of_run)[1] for of_run in commands(checkout)}
     assert folders == {f"runs/compare_tiny/sudoku/tuning/{name}_{i}" for name in METHODS if name != "sft_rft"
                        for i in range(4)}
     assert result.returncode != 0 and "sudoku/tuning/sft_0" in result.stderr  # no metrics: nothing was trained here
@@ -181,7 +185,7 @@ def test_of_compare_tinys_methods_those_side_by_side_have_a_gpu_and_a_port_each(
     for own, form in (({"MASTER_PORT": "31000"}, "--master_port {} --num_gpus 1"),
                       ({"CUDA_VISIBLE_DEVICES": "31000,31001,7"}, "--include localhost:{}")):
         bash(["launch_scripts/compare_tiny.sh"], checkout, DS_ACCELERATOR="cuda", STAGES="depths", SEEDS="0 1 2", **own)
-        started = {line.split(" training/")[0] for line in (checkout / "record").read_text().splitlines()[3::4]}
+        started = {line.split(" training/")[0] for line in commands(checkout)}
         assert started == {form.format(31000), form.format(31001)}
         (checkout / "record").unlink()
 

@@ -55,9 +55,9 @@ def write_splits(
         shutil.rmtree(building)
 
 
-def setting_of(args: Any, setting_class: type) -> dict[str, Any]:
-    """Those of a generator's flags that say which problems there are, the fields of the class that `args` extends."""
-    return {field.name: getattr(args, field.name) for field in fields(setting_class)}
+def setting_of(flags: Any, setting_class: type) -> dict[str, Any]:
+    """Those of a generator's flags that say which problems there are: the fields of the class that theirs extends."""
+    return {field.name: getattr(flags, field.name) for field in fields(setting_class)}
 
 
 def load_rows(source: str, config: str | None, split: str, columns: Sequence[str], module: str) -> list[dict[str, Any]]:
