@@ -7,6 +7,8 @@ method stand together, and the sweeps have the runs that they share with the com
 Every method is tuned alike: four runs of half the steps, with one seed that the comparison does not use, on problems
 of another seed; the best last evaluation there decides, and of equal ones the best mean of all. A method with a
 coefficient of its own is tried with two learning rates and two of it, one without with four learning rates.
+compare_tiny_tuned.json keeps what was chosen, and what all four had: a method that it has is not tuned again. `keep`
+adds what is complete. To tune anew, take an entry out.
 """
 
 import argparse
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.report.runs import ACCURACY, read_evaluations
 
 TUNING_SEED = 100
+KEPT = Path(__file__).with_name("compare_tiny_tuned.json")  # {task: {method: {"flags": chosen, "accuracies": of four}}}
 Flags = dict[str, object]
 
 
@@ -150,8 +153,36 @@ def best_of(accuracies: list[list[float]]) -> int:
     return max(range(4), key=lambda i: (accuracies[i][-1], fmean(accuracies[i]), -i))
 
 
-def tuned(root: Path, task_name: str, name: str) -> Flags:
-    return settings(METHODS[name], TASKS[task_name])[best_of(tuning_evaluations(root, task_name, name))]
+def read_kept() -> dict[str, dict[str, dict]]:
+    return json.loads(KEPT.read_text(encoding="utf-8"))
+
+
+def tuning_outcome(root: Path, task_name: str, name: str) -> tuple[Flags, list[float]]:
+    """The flags that were chosen, and the last accuracies of the four settings. ValueError where not all four have
+    one."""
+    if (kept := read_kept().get(task_name, {}).get(name)) is not None:
+        return kept["flags"], kept["accuracies"]
+    accuracies = tuning_evaluations(root, task_name, name)
+    return settings(METHODS[name], TASKS[task_name])[best_of(accuracies)], [of_run[-1] for of_run in accuracies]
+
+
+def is_to_tune(task_name: str, name: str) -> bool:
+    """Also where only a method that begins with its runs is not kept."""
+    kept = read_kept().get(task_name, {})
+    return name not in kept or any(method.begins_with == name and other not in kept
+                                   for other, method in METHODS.items())
+
+
+def keep(root: Path, tasks: list[str]) -> None:
+    """Adds to the file what is complete, methods in their order."""
+    kept = read_kept()
+    for task, name in product(tasks, METHODS):
+        if all((root / task / "tuning" / f"{name}_{i}" / "curves.png").is_file() for i in range(4)):
+            flags, accuracies = tuning_outcome(root, task, name)
+            kept.setdefault(task, {})[name] = {"flags": flags, "accuracies": accuracies}
+    lines = [f'  "{task}": {{\n' + ",\n".join(f'    "{name}": {json.dumps(of_task[name])}' for name in METHODS
+                                             if name in of_task) + "\n  }" for task, of_task in kept.items()]
+    KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def comparison(root: Path, task_name: str, name: str, seed: int, flags: Flags | None = None,
@@ -161,7 +192,7 @@ def comparison(root: Path, task_name: str, name: str, seed: int, flags: Flags | 
     folder = of_task / size
     model = last_checkpoint(folder / f"{first}_seed{seed}") if first else of_task / f"base{'_' * bool(size)}{size}"
     return make_run(task, folder / f"{as_name or name}_seed{seed}", name,
-                    tuned(root, task_name, name) | (flags or {}), seed, model, of_task / "data", task.steps)
+                    tuning_outcome(root, task_name, name)[0] | (flags or {}), seed, model, of_task / "data", task.steps)
 
 
 def sweep(root: Path, task_name: str, name: str, seed: int) -> Run | None:
@@ -186,7 +217,7 @@ def list_for_tables(root: Path, stage: str, tasks: list[str], seeds: list[int]) 
 def list_runs(root: Path, stage: str, part: int, tasks: list[str], seeds: list[int]) -> list[Run]:
     methods = [name for name, method in METHODS.items() if bool(method.begins_with) == (part == 2)]
     if stage == "tune":
-        return [run for name in methods for task in tasks for run in tuning(root, task, name)]
+        return [run for name in methods for task in tasks if is_to_tune(task, name) for run in tuning(root, task, name)]
     if stage == "compare":
         return [comparison(root, task, name, seed) for seed in seeds for name in methods for task in tasks]
     if stage == "models":
@@ -203,17 +234,16 @@ def tuning_table(root: Path, tasks: list[str]) -> str:
     for name in METHODS:
         cells = []
         for task in tasks:
-            accuracies = tuning_evaluations(root, task, name)
-            best = settings(METHODS[name], TASKS[task])[best_of(accuracies)]
-            chosen = json.dumps(best).translate(str.maketrans("", "", '{}"'))
-            cells.append(f"{chosen} ({', '.join(f'{of_run[-1]:.3f}' for of_run in accuracies)})")
+            flags, accuracies = tuning_outcome(root, task, name)
+            chosen = json.dumps(flags).translate(str.maketrans("", "", '{}"'))
+            cells.append(f"{chosen} ({', '.join(f'{accuracy:.3f}' for accuracy in accuracies)})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("tune", "compare", "sweep", "models", "tuned"))
+    parser.add_argument("stage", choices=("tune", "compare", "sweep", "models", "tuned", "keep"))
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--part", type=int, choices=(0, 1, 2), default=1)
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
@@ -222,6 +252,8 @@ def main() -> None:
     try:
         if args.stage == "tuned":
             print(tuning_table(args.run, args.tasks))
+        elif args.stage == "keep":
+            keep(args.run, args.tasks)
         elif args.part == 0:
             print(*(run.line() for run in list_for_tables(args.run, args.stage, args.tasks, args.seeds)), sep="\n")
         else:

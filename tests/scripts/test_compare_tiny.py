@@ -15,8 +15,10 @@ ENDS = (0.2, 0.5, 0.5, 0.1)  # of the four tuning runs: the second is the first 
 
 
 @pytest.fixture
-def root(tmp_path):
-    """Tuned, and with the runs that others begin with."""
+def root(tmp_path, monkeypatch):
+    """Tuned here, nothing kept of earlier tuning, and with the runs that others begin with."""
+    monkeypatch.setattr(compare_tiny, "KEPT", tmp_path / "kept.json")
+    (tmp_path / "kept.json").write_text("{}")
     for task in TASKS:
         for name in METHODS:
             for i, accuracy in enumerate(ENDS):
@@ -76,7 +78,8 @@ def test_each_method_is_tuned_over_four_settings_that_differ(root):
 
 def test_the_best_last_evaluation_decides(root):
     for name in METHODS:
-        assert compare_tiny.tuned(root, "sudoku", name) == compare_tiny.settings(METHODS[name], TASKS["sudoku"])[1]
+        assert compare_tiny.tuning_outcome(root, "sudoku", name) == (
+            compare_tiny.settings(METHODS[name], TASKS["sudoku"])[1], list(ENDS))
     assert "rft | lr: 0.0002 (0.200, 0.500, 0.500, 0.100)" in compare_tiny.tuning_table(root, ["sudoku"])
 
 
@@ -130,4 +133,33 @@ def test_tables_are_of_all_runs_the_seeds_of_a_method_together(root):
 def test_a_run_that_is_missing_is_named(root):
     shutil.rmtree(root / "sudoku" / "tuning" / "rft_3")
     with pytest.raises((FileNotFoundError, ValueError), match="rft_3"):
-        compare_tiny.tuned(root, "sudoku", "rft")
+        compare_tiny.tuning_outcome(root, "sudoku", "rft")
+
+
+def test_a_method_whose_tuning_is_kept_is_not_tuned_again(root):
+    for task in TASKS:
+        for name in METHODS:
+            for i in range(4):
+                (root / task / "tuning" / f"{name}_{i}" / "curves.png").touch()
+    before = list_runs(root, "compare", 1, list(TASKS), [0])
+    (root / "sudoku" / "tuning" / "hpt_3" / "curves.png").unlink()
+    compare_tiny.keep(root, ["sudoku"])
+    kept = json.loads(compare_tiny.KEPT.read_text())
+    assert list(kept) == ["sudoku"] and list(kept["sudoku"]) == [name for name in METHODS if name != "hpt"]
+    assert kept["sudoku"]["rft"] == {"flags": {"lr": 2e-4}, "accuracies": list(ENDS)}
+    left = list_runs(root, "tune", 1, ["sudoku"], [0])
+    assert [run.folder.name for run in left] == [f"hpt_{i}" for i in range(4)]
+    shutil.rmtree(root / "sudoku" / "tuning" / "rft_3")  # what is kept needs no run
+    assert list_runs(root, "compare", 1, list(TASKS), [0]) == before
+    del kept["sudoku"]["sft_rft"]
+    compare_tiny.KEPT.write_text(json.dumps(kept))
+    left = list_runs(root, "tune", 1, ["sudoku"], [0])
+    assert {run.folder.name[:-2] for run in left} == {"sft", "hpt"}  # sft_rft begins with its runs
+
+
+def test_what_is_kept_was_chosen_from_what_is_tried_now():
+    for task, methods in compare_tiny.read_kept().items():
+        for name, kept in methods.items():
+            tried = compare_tiny.settings(METHODS[name], TASKS[task])
+            best = max(kept["accuracies"])
+            assert kept["accuracies"][tried.index(kept["flags"])] == best and len(kept["accuracies"]) == 4

@@ -113,11 +113,13 @@ def test_quickstart_takes_the_gpus_that_are_visible(checkout):
 
 
 def stand_in_for_python(checkout):
-    """Every call succeeds, does nothing and leaves its words in `calls`; what is to run is listed by a real one."""
+    """Every call succeeds, does nothing and leaves its words in `calls`; what is to run is listed by a real one, no
+    tuning being kept."""
+    (checkout / "launch_scripts" / "compare_tiny_tuned.json").write_text("{}")
     python = checkout / ".venv" / "bin" / "python"
     python.unlink()
     python.write_text('#!/bin/sh\necho "$*" >>calls\n'
-                      f'[ "$1" != launch_scripts/compare_tiny.py ] || exec {sys.executable} {ROOT}/"$@"\n')
+                      f'[ "$1" != launch_scripts/compare_tiny.py ] || PYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
 
 
