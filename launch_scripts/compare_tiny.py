@@ -128,15 +128,16 @@ def make_run(task: Task, folder: Path, name: str, chosen: Flags, seed: int, mode
     return Run(folder, method.script, flags)
 
 
-def last_checkpoint(run: Path) -> Path:
-    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text(encoding="utf-8").strip() / "hf"
+def last_checkpoint(run: Path, num_steps: int) -> Path:
+    return run / "checkpoints" / f"step_{num_steps}" / "hf"
 
 
 def tuning(root: Path, task_name: str, name: str) -> list[Run]:
     task, folder, first = TASKS[task_name], root / task_name, METHODS[name].begins_with
     model = folder / "base"
     if first:
-        model = last_checkpoint(folder / "tuning" / f"{first}_{best_of(tuning_evaluations(root, task_name, first))}")
+        best = best_of(tuning_evaluations(root, task_name, first))
+        model = last_checkpoint(folder / "tuning" / f"{first}_{best}", task.steps // 2)
     return [make_run(task, folder / "tuning" / f"{name}_{i}", name, chosen, TUNING_SEED, model, folder / "tuning_data",
                      task.steps // 2)
             for i, chosen in enumerate(settings(METHODS[name], task))]
@@ -190,7 +191,9 @@ def comparison(root: Path, task_name: str, name: str, seed: int, flags: Flags | 
     """The run of a method with its tuned flags, and with `flags` over them; of a base of another `size`."""
     task, of_task, first = TASKS[task_name], root / task_name, METHODS[name].begins_with
     folder = of_task / size
-    model = last_checkpoint(folder / f"{first}_seed{seed}") if first else of_task / f"base{'_' * bool(size)}{size}"
+    model = of_task / f"base{'_' * bool(size)}{size}"
+    if first:
+        model = last_checkpoint(folder / f"{first}_seed{seed}", task.steps)
     return make_run(task, folder / f"{as_name or name}_seed{seed}", name,
                     tuning_outcome(root, task_name, name)[0] | (flags or {}), seed, model, of_task / "data", task.steps)
 

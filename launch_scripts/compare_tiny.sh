@@ -11,6 +11,8 @@
 # Whenever it is stopped, the same command goes on: a run that is complete is not run again, one that was cut goes on from its
 # last checkpoint. JOBS (default 2) runs go side by side, each one process with one thread. TASKS (default "countdown tree6
 # sudoku") and STAGES (default "tune compare sweep models"; depths: the tree at 3, 4, 5, 6 and 8, an hour and a half more) select.
+# STAGES=record makes the tables in a minute from the metrics of our own runs (compare_tiny_runs.jsonl); with "record compare"
+# after it only what those lack is trained: a method that you have added to compare_tiny.py, say.
 set -euo pipefail
 CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/setup.sh auto
@@ -59,10 +61,12 @@ prepare() { # task
     esac
 }
 
+complete() { [[ -f "$1/curves.png" || -f "$1/restored" ]]; } # folder
+
 train() { # folder script flags...
     local output_dir="$1" script="$2" going log
     shift 2
-    [[ ! -f "$output_dir/curves.png" ]] || return 0
+    ! complete "$output_dir" || return 0
     going="$([[ -f "$output_dir/checkpoints/latest" ]] && echo --resume || echo --overwrite)"
     log="$output_dir.txt"
     mkdir -p "$(dirname "$log")"
@@ -77,7 +81,7 @@ train() { # folder script flags...
         >"$log" 2>&1 || { echo "failed: see $log" >&2; return 255; }
     echo "${output_dir#"$RUN"/}: $(grep -o '"eval/accuracy": [0-9.]*' "$output_dir/metrics.jsonl" | tail -1)"
 }
-export -f train
+export -f complete train
 
 run_stage() { # stage
     local part
@@ -101,13 +105,13 @@ run_depths() { # steps to half the problems right, against the depth: the paper'
             done
         done
     done | xargs -r -P "${JOBS:-2}" --process-slot-var SLOT -L 1 bash -c 'train "$@"' train
-    for run in "$RUN"/tree?/depths/*_seed*/; do [[ ! -f "$run/curves.png" ]] || runs+=("${run%/}"); done
+    for run in "$RUN"/tree?/depths/*_seed*/; do ! complete "$run" || runs+=("${run%/}"); done
     ((${#runs[@]} < 1)) || python -m utils.report.depths "${runs[@]}" --figure "$RUN/depths.png" | tee "$RUN/depths.md"
 }
 
 folders() { # stage: its complete runs, a method after the other
     python launch_scripts/compare_tiny.py "$1" --run "$RUN" --part 0 --tasks "${tasks[@]}" --seeds "${seeds[@]}" |
-        while read -r folder _; do [[ ! -f "$folder/curves.png" ]] || echo "$folder"; done
+        while read -r folder _; do ! complete "$folder" || echo "$folder"; done
 }
 
 report() { # tables of what there is
@@ -131,6 +135,11 @@ report() { # tables of what there is
 
 for stage in $stages; do
     if [[ "$stage" == depths ]]; then run_depths; continue; fi
+    if [[ "$stage" == record ]]; then
+        python launch_scripts/compare_tiny_record.py restore --run "$RUN"
+        for task in "${tasks[@]}"; do make_data "$task" "$RUN/$task/data" 0; done
+        continue
+    fi
     preparing=()
     for task in "${tasks[@]}"; do
         (prepare "$task"; make_data "$task" "$RUN/$task/tuning_data" 1) & preparing+=($!)

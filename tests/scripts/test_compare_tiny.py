@@ -16,18 +16,13 @@ ENDS = (0.2, 0.5, 0.5, 0.1)  # of the four tuning runs: the second is the first 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Tuned here, nothing kept of earlier tuning, and with the runs that others begin with."""
+    """Tuned here, nothing kept of earlier tuning."""
     monkeypatch.setattr(compare_tiny, "KEPT", tmp_path / "kept.json")
     (tmp_path / "kept.json").write_text("{}")
     for task in TASKS:
         for name in METHODS:
             for i, accuracy in enumerate(ENDS):
                 evaluated(tmp_path / task / "tuning" / f"{name}_{i}", accuracy)
-        for i in range(4):
-            saved(tmp_path / task / "tuning" / f"sft_{i}", 80)
-        for seed in (0, 1):
-            for size in ("", *SIZES):
-                saved(tmp_path / task / size / f"sft_seed{seed}", 160)
     return tmp_path
 
 
@@ -35,11 +30,6 @@ def evaluated(run, accuracy):
     run.mkdir(parents=True)
     lines = [{"step": 0, "eval/accuracy": 0.9, "eval/n": 8}, {"step": 80, "eval/accuracy": accuracy, "eval/n": 8}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def saved(run, step):
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "latest").write_text(f"step_{step}\n")
 
 
 def words(run):
