@@ -62,6 +62,7 @@ class Args:
     system_prompt: str = ""  # with a chat template: the turn before the user's, if it is not that of the run
     think: bool = True  # with --no_think the template is told enable_thinking=False, if it knows that
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of products in float32, as PyTorch calls them
     engine: Literal["auto", "torch", "vllm", "deepspeed"] = "auto"  # what generates; auto: vllm with CUDA, else torch
     kv_cache_gb: Positive[float] = 8.0  # keys and values while generating, GiB per process (vllm: on a CPU only)
     engine_memory_fraction: Fraction = 0.8  # vllm: share of the GPU's memory that it takes, its weights included
@@ -105,7 +106,7 @@ def main(args: Args) -> None:
             print_plan(Path(__file__).stem, inputs, facts | ({"warning": warning} if warning else {}))
         return
 
-    device = processes.start(args.output_dir, args.timeout_minutes)
+    device = processes.start(args.output_dir, args.timeout_minutes, args.matmul_precision)
     dtype = resolve_dtype(args.dtype, device)
     output_dir = Path(args.output_dir)
     if distributed.is_main():

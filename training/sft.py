@@ -91,6 +91,7 @@ class Args:
     offload: bool = False  # optimiser states (and weights at stage 3) wait in CPU memory
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of weights; auto: bfloat16 on GPU, float32 on CPU
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of products in float32, as PyTorch calls them
 
     # engine
     engine: Literal["auto", "torch", "vllm", "deepspeed"] = "auto"  # what generates; auto: vllm with CUDA, else torch
@@ -126,7 +127,7 @@ def main(args: Args) -> None:
     if args.check:
         return plan.print(Path(__file__).stem)
 
-    device = processes.start(args.output_dir, args.timeout_minutes)
+    device = processes.start(args.output_dir, args.timeout_minutes, args.matmul_precision)
     actor = Actor(
         load_model(args.model, resolve_dtype(args.dtype, device), plan.prompts.end_ids, plan.lora),
         betas=(args.beta1, args.beta2), weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,

@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from utils.cpu_linear import matmul_precision
+
 NAME = "shared_prefix"  # of `attend`, as an attention implementation of transformers
 MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats: rounding stays below
 NOISE_MARGIN = 3  # times what attention under a mask differs from an exact one: as much may another way of computing it
@@ -123,7 +125,9 @@ def unknown_attention(config: PretrainedConfig) -> str | None:
 
 def tolerance(dtype: torch.dtype, noise: float) -> float:
     """Nats by which mean log-probabilities may differ from those with exact attention, where attention under a mask
-    differs from them by `noise`."""
+    differs from them by `noise`. Coarse products of float32 (--matmul_precision) may differ as bfloat16 does."""
+    if dtype is torch.float32 and matmul_precision() != "highest":
+        dtype = torch.bfloat16
     return max(MAX_DIFFERENCE[dtype], NOISE_MARGIN * noise)
 
 

@@ -32,6 +32,7 @@ from inference.hybrid_engine import load_engine
 from tests.bench.cards import present_card
 from tests.bench.shapes import ShapeName, decode_bytes, save_model
 from tests.bench.workload import make_model, make_problems
+from utils.cpu_linear import set_matmul_precision
 from utils.data import load_problems
 from utils.pretrained import resolve_dtype
 from utils.prompts import PromptBuilder
@@ -54,6 +55,7 @@ class Args:
     ends: bool = False  # responses end at the end of sequence
     repeats: int = 5  # runs of each; the median counts
     threads: int = 2  # CPU threads
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of torch and generate
     kv_cache_gb: float = 4.0  # of the engines
     output: str = ""  # JSON
 
@@ -74,6 +76,7 @@ def of_card(rates: dict[str, float], model: str, prompts: list[Prompt], samples:
 def main(args: Args) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
+    set_matmul_precision(args.matmul_precision)
     device = processes.join()
     dtype = resolve_dtype("auto", device)
     results = []

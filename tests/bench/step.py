@@ -48,6 +48,7 @@ class Args:
     trl_micro_batches: tuple[int, ...] = (64, 256)  # completions; each is timed, the fastest counts
     trl: tuple[Literal["generate", "vllm"], ...] = ("generate",)  # how it generates; none: ours alone
     engine: str = "torch"  # ours
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # ours; below highest TRL has bf16=True
     steps: int = 2  # timed in each run, after one that warms up
     repeats: int = 5  # runs of each
     threads: int = 2  # CPU threads
@@ -71,6 +72,7 @@ def ours(args: Args, model: str, data: str, folder: Path) -> list[dict[str, floa
         str(args.group_size), "--max_prompt_length", "384", "--max_response_length", str(args.response_length),
         "--max_tokens_per_micro_batch", str(args.max_tokens_per_micro_batch), "--eval_problems", "1", "--eval_every",
         "99", "--save_every", "99", "--zero_stage", "0", "--engine", args.engine, "--kv_cache_gb", "4",
+        "--matmul_precision", args.matmul_precision,
     ], args.threads)
     return read_times(folder / "metrics.jsonl")
 
@@ -81,6 +83,7 @@ def theirs(args: Args, model: str, data: str, folder: Path, how: str, micro_batc
         "-m", "tests.bench.trl_step", "--model", model, "--data", data, "--output", str(output), "--steps",
         str(args.steps + 1), "--prompts", str(args.prompts), "--group_size", str(args.group_size), "--response_length",
         str(args.response_length), "--micro_batch", str(micro_batch), "--shown", str(args.shown), "--how", how,
+        *["--bf16"] * (args.matmul_precision != "highest"),
     ], args.threads)
     return json.loads(output.read_text())[1:]
 

@@ -31,6 +31,7 @@ class Args:
     micro_batch: int  # completions of one forward pass with gradients
     shown: int = 0  # chunks of the solution that follow the prompt
     how: Literal["generate", "vllm"] = "generate"  # what samples
+    bf16: bool = False  # on a CPU too: its mixed precision
 
 
 class Clock(TrainerCallback):
@@ -61,9 +62,9 @@ def main(args: Args) -> None:
         logging_steps=10**6, per_device_train_batch_size=args.micro_batch,
         gradient_accumulation_steps=rollouts // args.micro_batch, num_generations=args.group_size, num_iterations=1,
         max_completion_length=args.response_length, temperature=1.0, top_p=1.0, top_k=0, beta=0.001, entropy_coef=0.001,
-        learning_rate=1e-6, lr_scheduler_type="constant", warmup_steps=0, use_cpu=not on_gpu, bf16=on_gpu, tf32=None,
-        gradient_checkpointing=False, disable_tqdm=True, shuffle_dataset=False, seed=0, use_vllm=args.how == "vllm",
-        vllm_mode="colocate",
+        learning_rate=1e-6, lr_scheduler_type="constant", warmup_steps=0, use_cpu=not on_gpu,
+        bf16=on_gpu or args.bf16, tf32=None, gradient_checkpointing=False, disable_tqdm=True, shuffle_dataset=False,
+        seed=0, use_vllm=args.how == "vllm", vllm_mode="colocate",
     )
     clock = Clock()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16 if on_gpu else torch.float32)

@@ -41,7 +41,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.bench.cards import matrix_rate, present_card, wait
 from tests.bench.shapes import QWEN, ShapeName, config_of, random_model, update_flops
 from tests.bench.workload import make_model
-from utils.cpu_linear import product, use_onednn
+from utils.cpu_linear import product, set_matmul_precision, use_onednn
 from utils.layouts import Masked
 from utils.packing import pack
 from utils.policy import Policy
@@ -65,6 +65,7 @@ class Args:
     num_layers: int = 6  # of the model
     max_tokens: int = 4_096  # of a micro-batch
     who: tuple[Literal["shared", "masked", "packed", "padded"], ...] = ("shared", "packed", "padded")  # memory: first's
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of all; the limits are those of highest
     gradient_checkpointing: bool = False  # ours: recompute activations in the backward pass
     repeats: int = 5  # the median counts
     threads: int = 2  # CPU threads
@@ -139,6 +140,7 @@ def measure(args: Args, vocab_size: int) -> dict:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype("auto", device)
+    set_matmul_precision(args.matmul_precision)
     model, plain = make_models(args, vocab_size, device, dtype)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -189,9 +191,11 @@ def measure(args: Args, vocab_size: int) -> dict:
             seconds[how].append(run(how))
     card = present_card(device)
     result |= {"card": card[0], "goal": GOAL} if card else {}
+    set_matmul_precision("highest")
     limits = {"torch": matrix_rate(torch.mm, device, dtype)}
     if device.type == "cpu":
         limits["oneDNN"] = matrix_rate(product, device, dtype)
+    set_matmul_precision(args.matmul_precision)
     result["matrix limit GFLOP/s"] = {name: round(limit / 1e9, 1) for name, limit in limits.items()}
     for how, values in seconds.items():
         with FlopCounterMode(display=False, custom_mapping=ON_CPU if device.type == "cpu" else None) as counter:
@@ -214,7 +218,8 @@ def main(args: Args) -> None:
     for vocab_size in args.vocab_sizes:
         words = ["--alone", "--shape", args.shape, "--vocab_sizes", str(vocab_size)] + [
             word for name in ("groups", "group_size", "prompt_length", "response_length", "hidden_size", "num_layers",
-                              "max_tokens", "repeats", "threads") for word in (f"--{name}", str(vars(args)[name]))]
+                              "max_tokens", "repeats", "threads", "matmul_precision")
+            for word in (f"--{name}", str(vars(args)[name]))]
         words += ["--who", *args.who, *["--gradient_checkpointing"] * args.gradient_checkpointing]
         command = [sys.executable, "-m", "tests.bench.update", *words]
         own = os.environ | {"OMP_NUM_THREADS": str(args.threads)}

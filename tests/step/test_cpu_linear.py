@@ -10,7 +10,8 @@ from inference.torch_engine import TorchEngine
 from tests.helpers.float64 import CLOSE
 from tests.helpers.models import tiny_model
 from utils import cpu_linear
-from utils.cpu_linear import Linear, add_product, outer_product, product, use_onednn
+from utils.attention import MAX_DIFFERENCE, tolerance
+from utils.cpu_linear import Linear, add_product, outer_product, product, set_matmul_precision, use_onednn
 from utils.pretrained import load_model
 
 pytestmark = pytest.mark.numerics
@@ -124,3 +125,59 @@ def test_only_what_runs_on_a_cpu_gets_them(base_model, monkeypatch):
         with torch.device(device):
             engine = TorchEngine(type(tiny_model())(tiny_model().config), [1], 1.0)
         assert {type(module) for module in engine.model.modules()} & {Linear, nn.Linear} == {kind}
+
+
+# ----- matmul precision -----
+
+
+@pytest.fixture
+def medium():
+    """As after --matmul_precision medium."""
+    set_matmul_precision("medium")
+    yield
+    set_matmul_precision("highest")
+
+
+def test_coarse_products_are_of_bfloat16_and_added_up_in_float32(medium):
+    """Where the processor has such, else they are those of float32. Rounding both factors to eight digits changes their
+    product by eps (Higham, as above); sums of 4,096 products in bfloat16 would lose what is below 1 / 256 of them."""
+    states, weight = random(64, 4_096), random(32, 4_096, seed=1)
+    exact, sizes = states.double() @ weight.double().T, states.double().abs() @ weight.double().abs().T
+    error = (product(states, weight).double() - exact).abs()
+    assert (error <= 1.01 * torch.finfo(torch.bfloat16).eps * sizes).all()
+    assert error.square().mean().sqrt() < torch.finfo(torch.bfloat16).eps * 4_096**0.5  # as of rounded factors alone
+
+
+def test_only_products_of_linear_layers_are_coarse(medium):
+    """Others go through oneDNN where it may compute coarsely, attention's among them, and take longer."""
+    states, weight = random(256, 256), random(256, 256, seed=1)
+    before = states @ weight.T
+    product(states, weight)
+    assert torch.equal(states @ weight.T, before)
+    assert_rounded(before, states, weight, torch.zeros(256, 256))
+
+
+def test_after_coarse_products_float32_is_what_it_was():
+    states, weight = random(64, 256), random(96, 256, seed=1)
+    before = product(states, weight)
+    set_matmul_precision("medium")
+    product(states, weight)
+    set_matmul_precision("highest")
+    assert torch.equal(product(states, weight), before)
+
+
+def test_gradients_by_coarse_products_are_near_those_of_float32(medium):
+    found = []
+    for precision in ("highest", "medium"):
+        set_matmul_precision(precision)
+        model, states = use_onednn(small_model(bias=True)), random(2, 5, 12).requires_grad_()
+        (model(states) * random(2, 5, 4, seed=3)).sum().backward()
+        found.append([states.grad, *(parameter.grad for parameter in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 0.02 * one.norm()
+
+
+def test_coarse_products_may_differ_as_bfloat16_does(medium):
+    assert tolerance(torch.float32, 0.0) == MAX_DIFFERENCE[torch.bfloat16]
+    set_matmul_precision("highest")
+    assert tolerance(torch.float32, 0.0) == MAX_DIFFERENCE[torch.float32]

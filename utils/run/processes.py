@@ -17,6 +17,7 @@ import torch.distributed as dist
 import transformers
 from torch.utils import cpp_extension
 
+from utils.cpu_linear import set_matmul_precision
 from utils.run import devices, distributed, watchdog
 from utils.run.errors import RunStopped, require
 from utils.run.launcher import launcher_folder, stat
@@ -29,14 +30,16 @@ MARGIN = 1.0  # minutes: the watchdog, which can tell who is behind, speaks befo
 _in_use: list[TextIO] = []  # open as long as the process lives
 
 
-def start(output_dir: str, timeout_minutes: float) -> torch.device:
+def start(output_dir: str, timeout_minutes: float, matmul_precision: str = "highest") -> torch.device:
     """Take the output folder for this run, join the other ranks, and watch over them; returns this rank's device.
+    `matmul_precision` is that of float32 products from here on (utils/cpu_linear.py).
 
     Raises:
         BadInput: another run has the folder, or several machines have a folder each.
     """
     lock_output_dir(output_dir)
     device = join(timeout_minutes)
+    set_matmul_precision(matmul_precision)
     _check_shared(output_dir)
     watchdog.start(output_dir, timeout_minutes, on_gpu=device.type == "cuda")
     return device
