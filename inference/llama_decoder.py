@@ -4,10 +4,11 @@ The model's own forward pass does the same with more Python between the products
 is a tenth of a rollout. And of the last layer of a prefix only the last token is computed here.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.models.llama.modeling_llama import rotate_half
 
 from inference.decoder import Decoder, Prefill
 from utils.attention import Layout, Scores, fused
@@ -32,7 +33,8 @@ class LlamaDecoder(Decoder):
         hidden)."""
         trunk = self.trunk
         states = trunk.embed_tokens(ids)
-        cos, sin = (some[:, None] for some in trunk.rotary_emb(states, positions))  # (B, 1, L, D)
+        cos, sin = trunk.rotary_emb(states, positions)  # (B, L, D)
+        rotate = sys.modules[type(self.model).__module__].apply_rotary_pos_emb
         for layer in trunk.layers:
             module, normed = layer.self_attn, layer.input_layernorm(states)
             query, key, value = (project(normed).unflatten(-1, (-1, module.head_dim))
@@ -40,7 +42,7 @@ class LlamaDecoder(Decoder):
             if self.model.config.model_type == "qwen3":
                 query, key = module.q_norm(query), module.k_norm(key)
             query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))  # (B, heads, L, D)
-            query, key = (heads * cos + rotate_half(heads) * sin for heads in (query, key))
+            query, key = rotate(query, key, cos, sin)
             scores = Scores(module.scaling)
             if ends is not None and layer is trunk.layers[-1]:
                 layout.keep(module, key, value)

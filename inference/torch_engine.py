@@ -33,7 +33,7 @@ from inference.kv_cache import (
 )
 from inference.llama_decoder import LlamaDecoder, is_like_llama
 from inference.sampling import pick, sampling_uniforms
-from utils.cpu_linear import use_onednn
+from utils.cpu_kernels import prepare_for_cpu
 from utils.layouts import has_varlen
 from utils.run import stopping, watchdog
 from utils.run.errors import RunStopped
@@ -69,7 +69,7 @@ class TorchEngine:
         embeddings = model.get_input_embeddings().weight
         self.device = embeddings.device
         on_cpu = self.device.type == "cpu"
-        self.model = use_onednn(model) if on_cpu else model
+        self.model = prepare_for_cpu(model) if on_cpu else model
         self.weights = weights
         self.free_replica = free_replica
         self.max_length = max_length

@@ -14,6 +14,7 @@ LAYERS = (  # the first prefix that fits a module says its layer
     ("utils.setup.", 4), ("utils.report.", 4), ("utils.export", 4),
     ("inference.", 3),
     ("utils.run.", 0), ("utils.types", 0), ("utils.seeding", 0), ("utils.losses", 0), ("utils.cpu_linear", 0),
+    ("utils.cpu_kernels", 0),
     ("utils.tasks", 1),
     ("utils.", 2),
     ("rewards", 0), ("utils", 0),

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rewards import score
-from utils.cpu_linear import use_onednn
+from utils.cpu_kernels import prepare_for_cpu
 from utils.data import data_folder, load_problems
 from utils.run.cli import run_script
 from utils.run.errors import Fraction, NotNegative, Positive, check_ranges, require
@@ -131,7 +131,7 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
     )
-    use_onednn(model).train()
+    prepare_for_cpu(model).train()
     bar = tqdm(range(args.steps), desc="tiny base", unit="step")
     for step in bar:
         scale = min(1, (step + 1) / max(1, args.warmup_steps)) * (1 - step / args.steps)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from utils.adapters import Lora, add_adapters
-from utils.cpu_linear import use_onednn
+from utils.cpu_kernels import prepare_for_cpu
 from utils.run import devices, watchdog
 from utils.run.errors import BadMachine, require
 
@@ -66,4 +66,4 @@ def load_model(
     loaded.generation_config = load_generation_config(model, end_ids)
     if lora is not None:
         add_adapters(loaded, lora)
-    return loaded if torch.cuda.is_available() else use_onednn(loaded)  # with CUDA it goes to a GPU
+    return loaded if torch.cuda.is_available() else prepare_for_cpu(loaded)  # with CUDA it goes to a GPU

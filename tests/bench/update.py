@@ -41,7 +41,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.bench.cards import matrix_rate, present_card, wait
 from tests.bench.shapes import QWEN, ShapeName, config_of, random_model, update_flops
 from tests.bench.workload import make_model
-from utils.cpu_linear import product, set_matmul_precision, use_onednn
+from utils.cpu_kernels import prepare_for_cpu
+from utils.cpu_linear import product, set_matmul_precision
 from utils.layouts import Masked
 from utils.packing import pack
 from utils.policy import Policy
@@ -128,7 +129,7 @@ def make_models(
     """The model as a run has it, and as transformers loads it."""
     if args.shape:
         config = config_of(QWEN[args.shape])
-        model = use_onednn(random_model(config, device, dtype))
+        model = prepare_for_cpu(random_model(config, device, dtype))
         return model, random_model(config, device, dtype) if "padded" in args.who else model
     with tempfile.TemporaryDirectory() as folder:
         name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)

@@ -14,7 +14,7 @@ from tests.gpu.checks import Box, Figure, check, goal, note
 from tests.gpu.heads import packed
 from utils import policy
 from utils.actor import checkpoint_layers
-from utils.cpu_linear import use_onednn
+from utils.cpu_kernels import prepare_for_cpu
 from utils.policy import Policy
 from utils.scorer import Scorer
 from utils.setup.shapes import shape_of
@@ -35,7 +35,7 @@ def update(box: Box) -> Iterator[Figure]:
     dtype = box.pick(torch.bfloat16, torch.float32)
     groups = full_micro_batch(*box.pick((TOKENS, 1024), (600, 60)))
     model = random_model(config, box.device, dtype)
-    yield from of_variant("as the project has it", use_onednn(model), groups, box)
+    yield from of_variant("as the project has it", prepare_for_cpu(model), groups, box)
     present = policy.CHUNK_LOGITS
     for size in CHUNKS:
         policy.CHUNK_LOGITS = size

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from inference import llama_decoder, selfcheck
 from inference.decoder import Decoder, Step
-from inference.llama_decoder import LlamaDecoder, rotate_half
+from inference.llama_decoder import LlamaDecoder
 from inference.torch_engine import TorchEngine
 from tests.helpers.float64 import CLOSE
 from tests.helpers.models import CPU, VOCABULARY, random_prompts, scorer
+from utils.attention import Scores
 from utils.layouts import Masked
 from utils.packing import pack
 from utils.response_batches import Batches
@@ -135,7 +136,7 @@ def test_the_check_leaves_the_window_where_the_run_can(monkeypatch, max_length):
 def test_a_model_that_is_not_quite_llama_is_computed_by_its_own_forward_pass(monkeypatch, capsys):
     engine = TorchEngine(model := random_model("Llama"), ENDS, 1.0)
     right = engine.generate(random_prompts(LENGTHS), Sampling(2, 9, 1.0))
-    monkeypatch.setattr(llama_decoder, "rotate_half", lambda heads: 0.9 * rotate_half(heads))
+    monkeypatch.setattr(llama_decoder, "Scores", lambda scale: Scores(0.9 * scale))
     engine = TorchEngine(model, ENDS, 1.0)
     assert isinstance(engine.decoder, LlamaDecoder)
     engine.check()

@@ -11,7 +11,7 @@ from tests.helpers.float64 import CLOSE
 from tests.helpers.models import tiny_model
 from utils import cpu_linear
 from utils.attention import MAX_DIFFERENCE, tolerance
-from utils.cpu_linear import Linear, add_product, outer_product, product, set_matmul_precision, use_onednn
+from utils.cpu_linear import Linear, add_product, outer_product, product, set_matmul_precision, use_products
 from utils.pretrained import load_model
 
 pytestmark = pytest.mark.numerics
@@ -60,7 +60,7 @@ def small_model(bias: bool) -> nn.Module:
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_are_those_of_torchs_layer(bias, monkeypatch):
     plain = small_model(bias)
-    fast = use_onednn(copy.deepcopy(plain))
+    fast = use_products(copy.deepcopy(plain))
     calls = []
     monkeypatch.setattr(cpu_linear, "product", lambda *operands: calls.append(1) or product(*operands))
     found = []
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_torchs_layer(bias, monkeypatch):
 
 
 def test_gradient_of_a_frozen_weight_or_a_constant_input_is_not_computed():
-    model = use_onednn(small_model(bias=True))
+    model = use_products(small_model(bias=True))
     model[0].requires_grad_(False)
     out = model(random(3, 12))  # the first layer has nothing to learn and nothing below
     out.sum().backward()
@@ -95,11 +95,11 @@ def test_the_gradient_of_a_weight_is_the_product_whichever_operand_comes_first(n
 
 
 def test_other_types_and_empty_batches_are_torchs_own():
-    assert use_onednn(small_model(bias=True))(random(0, 12)).shape == (0, 4)
+    assert use_products(small_model(bias=True))(random(0, 12)).shape == (0, 4)
     for dtype in (torch.float64, torch.bfloat16):
         plain = small_model(bias=True).to(dtype)
         states = random(3, 12).to(dtype)
-        assert torch.equal(use_onednn(copy.deepcopy(plain))(states), plain(states))
+        assert torch.equal(use_products(copy.deepcopy(plain))(states), plain(states))
 
 
 def test_parameters_stay_the_same_tensors_and_subclasses_are_left_alone():
@@ -108,7 +108,7 @@ def test_parameters_stay_the_same_tensors_and_subclasses_are_left_alone():
 
     model = nn.Sequential(nn.Linear(3, 3), Other(3, 3))
     before = dict(model.named_parameters())
-    assert use_onednn(model) is model
+    assert use_products(model) is model
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert [type(module) for module in model] == [Linear, Other]
 
@@ -170,7 +170,7 @@ def test_gradients_by_coarse_products_are_near_those_of_float32(medium):
     found = []
     for precision in ("highest", "medium"):
         set_matmul_precision(precision)
-        model, states = use_onednn(small_model(bias=True)), random(2, 5, 12).requires_grad_()
+        model, states = use_products(small_model(bias=True)), random(2, 5, 12).requires_grad_()
         (model(states) * random(2, 5, 4, seed=3)).sum().backward()
         found.append([states.grad, *(parameter.grad for parameter in model.parameters())])
     for one, other in zip(*found, strict=True):

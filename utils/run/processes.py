@@ -15,7 +15,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
-from torch.utils import cpp_extension
 
 from utils.cpu_linear import set_matmul_precision
 from utils.run import devices, distributed, watchdog
@@ -123,7 +122,7 @@ def _store_at_free_port(launcher: str | None, timeout: timedelta) -> dist.TCPSto
     """The default port may be another run's. So rank 0 takes a free one, and a file tells it to the other ranks, if
     there are any. MASTER_PORT has it then too: DeepSpeed names its shared memory by it."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    file = _extensions_root() / f".port_{platform.node()}_{launcher}"
+    file = devices.extensions_root() / f".port_{platform.node()}_{launcher}"
     if rank == 0:
         store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
         os.environ["MASTER_PORT"] = str(store.port)
@@ -145,13 +144,6 @@ def _store_at_free_port(launcher: str | None, timeout: timedelta) -> dist.TCPSto
     return store
 
 
-def _extensions_root() -> Path:
-    """Where PyTorch keeps what it compiles for this user, made if it is missing."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
 def _unlink_shared_memory() -> None:
     """On a CPU DeepSpeed's ranks reduce through 66 MB of shared memory each, which it never removes. Once all have
     opened it, it needs no name, and is gone with the processes, however they end."""
@@ -163,7 +155,7 @@ def _unlink_shared_memory() -> None:
 def _forget_abandoned_locks() -> None:
     """PyTorch guards the building and loading of DeepSpeed's C++ ops by lock files, and waits for ever where a killed
     process has left one. If no other process of ours is alive on this machine, whatever lies there is abandoned."""
-    root = _extensions_root()
+    root = devices.extensions_root()
     in_use = (root / ".in_use").open("a")
     with contextlib.suppress(OSError):  # another process is alive
         fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)

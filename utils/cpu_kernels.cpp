@@ -1,0 +1,163 @@
+// What a layer computes between its products, forward and backward in one pass over memory each: float32.
+// Rows are divided over PyTorch's threads; sums over rows are added block by block, so that no number depends on how
+// many threads there are.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+constexpr int64_t BLOCK = 64;  // rows whose gradients of a weight are added up before they meet others
+
+// exp(x) to 2 units in the last place, in arithmetic that compilers turn into vectors: 2^k * e^r with |r| <= ln 2 / 2.
+inline float fast_exp(float x) {
+  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);  // NaN stays
+  float k = std::nearbyintf(x * 1.44269504f);
+  float r = x - k * 0.693359375f - k * -2.12194440e-4f;
+  float e = 1.9875691500e-4f;
+  e = e * r + 1.3981999507e-3f;
+  e = e * r + 8.3334519073e-3f;
+  e = e * r + 4.1665795894e-2f;
+  e = e * r + 1.6666665459e-1f;
+  e = e * r + 5.0000001201e-1f;
+  e = e * r * r + r + 1.0f;
+  int32_t bits = (static_cast<int32_t>(k) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return e * scale;
+}
+
+int64_t num_rows(const at::Tensor& states) { return states.numel() / states.size(-1); }
+
+// (.., D) states, (D,) weight -> states / sqrt(mean of squares + eps) * weight, and (n,) 1 / sqrt(..).
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& states, const at::Tensor& weight, double eps) {
+  const int64_t d = states.size(-1), n = num_rows(states);
+  at::Tensor out = at::empty_like(states), factors = at::empty({n}, states.options());
+  const float *x = states.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  float *y = out.data_ptr<float>(), *f = factors.data_ptr<float>();
+  at::parallel_for(0, n, std::max<int64_t>(1, 16384 / d), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* of = x + row * d;
+      float* to = y + row * d;
+      float sum = 0;
+      for (int64_t i = 0; i < d; ++i) sum += of[i] * of[i];
+      const float factor = 1.0f / std::sqrt(sum / d + static_cast<float>(eps));
+      for (int64_t i = 0; i < d; ++i) to[i] = of[i] * factor * w[i];
+      f[row] = factor;
+    }
+  });
+  return {out, factors};
+}
+
+// With x^ = x * factor: grad x = factor * (g w - x^ * mean(g w x^)); grad w = sum over rows of g x^.
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, const at::Tensor& states,
+                                                     const at::Tensor& weight, const at::Tensor& factors) {
+  const int64_t d = states.size(-1), n = num_rows(states), blocks = (n + BLOCK - 1) / BLOCK;
+  at::Tensor out = at::empty_like(states), sums = at::zeros({blocks, d}, states.options());
+  const float *g = grad.const_data_ptr<float>(), *x = states.const_data_ptr<float>();
+  const float *w = weight.const_data_ptr<float>(), *f = factors.const_data_ptr<float>();
+  float *y = out.data_ptr<float>(), *s = sums.data_ptr<float>();
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      float* sum = s + block * d;
+      for (int64_t row = block * BLOCK; row < std::min(n, (block + 1) * BLOCK); ++row) {
+        const float *of = x + row * d, *slope = g + row * d;
+        float* to = y + row * d;
+        const float factor = f[row];
+        float along = 0;
+        for (int64_t i = 0; i < d; ++i) along += slope[i] * w[i] * of[i];
+        along *= factor * factor / d;
+        for (int64_t i = 0; i < d; ++i) {
+          to[i] = factor * (slope[i] * w[i] - of[i] * along);
+          sum[i] += slope[i] * of[i] * factor;
+        }
+      }
+    }
+  });
+  return {out, sums.sum(0)};
+}
+
+// gate / (1 + e^-gate) * up
+at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
+  at::Tensor out = at::empty_like(gate);
+  const float *a = gate.const_data_ptr<float>(), *b = up.const_data_ptr<float>();
+  float* y = out.data_ptr<float>();
+  at::parallel_for(0, gate.numel(), 16384, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = a[i] / (1.0f + fast_exp(-a[i])) * b[i];
+  });
+  return out;
+}
+
+// With s = 1 / (1 + e^-gate): grad gate = g up s (1 + gate (1 - s)); grad up = g gate s.
+std::tuple<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& grad, const at::Tensor& gate,
+                                                   const at::Tensor& up) {
+  at::Tensor of_gate = at::empty_like(gate), of_up = at::empty_like(up);
+  const float *g = grad.const_data_ptr<float>(), *a = gate.const_data_ptr<float>(), *b = up.const_data_ptr<float>();
+  float *y = of_gate.data_ptr<float>(), *z = of_up.data_ptr<float>();
+  at::parallel_for(0, gate.numel(), 16384, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float s = 1.0f / (1.0f + fast_exp(-a[i]));
+      y[i] = g[i] * b[i] * s * (1.0f + a[i] * (1.0f - s));
+      z[i] = g[i] * a[i] * s;
+    }
+  });
+  return {of_gate, of_up};
+}
+
+// (B, H, L, D) heads, (B or 1, L, D) cosines and sines -> heads * cos + (-second half, first half) * sin, as heads lie
+// in memory. Backward: the gradient of the heads, given that of the result.
+at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tensor& sin, bool is_backward) {
+  const int64_t batch = heads.size(0), num_heads = heads.size(1), length = heads.size(2), d = heads.size(3), half = d / 2;
+  TORCH_CHECK(heads.stride(3) == 1 && cos.is_contiguous() && sin.is_contiguous(), "rotate: strides");
+  at::Tensor out = at::empty_strided({batch, num_heads, length, d}, {num_heads * length * d, d, num_heads * d, 1},
+                                     heads.options());
+  const float *x = heads.const_data_ptr<float>(), *c = cos.const_data_ptr<float>(), *s = sin.const_data_ptr<float>();
+  float* y = out.data_ptr<float>();
+  const int64_t step_b = heads.stride(0), step_h = heads.stride(1), step_l = heads.stride(2);
+  at::parallel_for(0, batch * length, std::max<int64_t>(1, 16384 / (num_heads * d)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / length, l = i % length, at = (cos.size(0) == 1 ? l : i) * d;
+      const float *cosines = c + at, *sines = s + at;
+      for (int64_t h = 0; h < num_heads; ++h) {
+        const float* of = x + b * step_b + h * step_h + l * step_l;
+        float* to = y + (i * num_heads + h) * d;
+        if (is_backward) {
+          for (int64_t j = 0; j < half; ++j) {
+            to[j] = of[j] * cosines[j] + of[j + half] * sines[j + half];
+            to[j + half] = of[j + half] * cosines[j + half] - of[j] * sines[j];
+          }
+        } else {
+          for (int64_t j = 0; j < half; ++j) {
+            to[j] = of[j] * cosines[j] - of[j + half] * sines[j];
+            to[j + half] = of[j + half] * cosines[j + half] + of[j] * sines[j + half];
+          }
+        }
+      }
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(uft_kernels, m) {
+  m.def("rms_norm(Tensor states, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("rms_norm_backward(Tensor grad, Tensor states, Tensor weight, Tensor factors) -> (Tensor, Tensor)");
+  m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
+  m.def("swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)");
+  m.def("rotate(Tensor heads, Tensor cos, Tensor sin, bool is_backward) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(uft_kernels, CPU, m) {
+  m.impl("rms_norm", rms_norm);
+  m.impl("rms_norm_backward", rms_norm_backward);
+  m.impl("swiglu", swiglu);
+  m.impl("swiglu_backward", swiglu_backward);
+  m.impl("rotate", rotate);
+}
