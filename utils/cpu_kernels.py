@@ -172,6 +172,7 @@ def rotate_in(module: ModuleType) -> None:
             setattr(module, ROTARY, rotated)
 
 
+@cache
 def with_kernel(kernel: type, own: type, **fields) -> type:
     return type(f"{kernel.__name__}Of{own.__name__}", (kernel, own), fields)
 
