@@ -5,6 +5,8 @@ A mode as in helpers/float64.py would not do: it holds for one thread, and trans
 DeepSpeed compares types with `torch.float32`. The project itself knows nothing of it.
 """
 
+import os
+
 import safetensors.torch  # noqa: F401  before the names change: its tables of types are right then
 import torch
 
@@ -13,3 +15,4 @@ torch.FloatTensor = torch.DoubleTensor
 torch.Tensor.float = torch.Tensor.double
 torch.set_default_dtype(torch.float64)
 torch.backends.mkldnn.is_available = lambda: False  # oneDNN has no float64
+os.environ["UFT_KERNELS"] = "0"  # nor have these
