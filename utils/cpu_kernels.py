@@ -22,6 +22,7 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from utils.cpu_linear import use_products
+from utils.run import watchdog
 from utils.run.devices import extensions_root
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
@@ -52,6 +53,7 @@ def are_there() -> bool:
         if whole.exists():
             torch.ops.load_library(folder / f"{name}.so")
         else:
+            watchdog.phase(f"compiling {SOURCE.name}")
             folder.mkdir(exist_ok=True)
             cpp_extension.load(name, [str(SOURCE)], extra_cflags=FLAGS, build_directory=str(folder),
                                is_python_module=False)

@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.bench.cards import matrix_rate, present_card, wait
-from tests.bench.shapes import QWEN, ShapeName, config_of, random_model, update_flops
+from tests.bench.shapes import OTHERS, QWEN, config_of, random_model, update_flops
 from tests.bench.workload import make_model
 from utils.cpu_kernels import prepare_for_cpu
 from utils.cpu_linear import product, set_matmul_precision
@@ -56,8 +56,9 @@ GOAL = 0.55  # MFU
 
 @dataclass
 class Args:
-    shape: ShapeName = ""  # random weights of that shape, for a GPU; left out: what the other flags say
-    vocab_sizes: tuple[int, ...] = (2_048,)  # of the model
+    # Random weights of that shape, for a GPU, or in the layers of Gemma 3; left out: what the other flags say.
+    shape: Literal["", "0.5B", "1.5B", "3B", "gemma3-270M"] = ""
+    vocab_sizes: tuple[int, ...] = (2_048,)  # of the model, if it is not one of Qwen's
     groups: int = 64  # prompts
     group_size: int = 4  # responses a prompt
     prompt_length: int = 140  # tokens, give or take a tenth
@@ -70,6 +71,7 @@ class Args:
     gradient_checkpointing: bool = False  # ours: recompute activations in the backward pass
     repeats: int = 5  # the median counts
     threads: int = 2  # CPU threads
+    output: str = ""  # JSON: a list, a result for each vocabulary size
     alone: bool = False  # this process measures one vocabulary size
 
 
@@ -128,7 +130,9 @@ def make_models(
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model as a run has it, and as transformers loads it."""
     if args.shape:
-        config = config_of(QWEN[args.shape])
+        config = OTHERS[args.shape] if args.shape in OTHERS else config_of(QWEN[args.shape])
+        if args.shape in OTHERS:
+            config.vocab_size = vocab_size
         model = prepare_for_cpu(random_model(config, device, dtype))
         return model, random_model(config, device, dtype) if "padded" in args.who else model
     with tempfile.TemporaryDirectory() as folder:
@@ -216,6 +220,7 @@ def main(args: Args) -> None:
     if args.alone:
         print(json.dumps(measure(args, args.vocab_sizes[0])), flush=True)
         return
+    results = []
     for vocab_size in args.vocab_sizes:
         words = ["--alone", "--shape", args.shape, "--vocab_sizes", str(vocab_size)] + [
             word for name in ("groups", "group_size", "prompt_length", "response_length", "hidden_size", "num_layers",
@@ -224,8 +229,11 @@ def main(args: Args) -> None:
         words += ["--who", *args.who, *["--gradient_checkpointing"] * args.gradient_checkpointing]
         command = [sys.executable, "-m", "tests.bench.update", *words]
         own = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-        print(subprocess.run(command, env=own, capture_output=True, text=True, check=True).stdout.splitlines()[-1],
-              flush=True)
+        line = subprocess.run(command, env=own, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        print(line, flush=True)
+        results.append(json.loads(line))
+    if args.output:
+        Path(args.output).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
