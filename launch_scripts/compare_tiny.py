@@ -4,7 +4,7 @@
 
 The runs of `--part 2` begin with what runs of `--part 1` have made; part 0 is both, for the tables: all seeds of a
 method stand together, and the sweeps have the runs that they share with the comparison.
-Every method is tuned alike: four runs of half the steps, with one seed that the comparison does not use, on problems
+Every method is tuned alike: four runs as long as those of the comparison, with a seed that it does not use, on problems
 of another seed; the best last evaluation there decides, and of equal ones the best mean of all. A method with a
 coefficient of its own is tried with two learning rates and two of it, one without with four learning rates.
 compare_tiny_tuned.json keeps what was chosen, and what all four had: a method that it has is not tuned again. `keep`
@@ -30,7 +30,7 @@ Flags = dict[str, object]
 
 @dataclass(frozen=True)
 class Task:
-    steps: int  # training steps of a run; tuning takes half
+    steps: int  # training steps of a run
     lr: float  # learning rate of methods that sample, and take four updates a step, before it is tuned
     sft_lr: float  # of SFT, one update a step
     eval_every: int
@@ -39,11 +39,11 @@ class Task:
 
 
 TASKS = {
-    "countdown": Task(160, 1e-4, 1e-3, 20, {"prompts_per_step": 32, "max_prompt_length": 96, "max_response_length": 64},
+    "countdown": Task(80, 1e-4, 1e-3, 20, {"prompts_per_step": 32, "max_prompt_length": 96, "max_response_length": 64},
                       {"group_size": 4, "mini_batch_prompts": 8}),
-    "sudoku": Task(160, 1e-4, 2e-3, 20, {"prompts_per_step": 32, "max_prompt_length": 96, "max_response_length": 80},
+    "sudoku": Task(80, 1e-4, 2e-3, 20, {"prompts_per_step": 32, "max_prompt_length": 96, "max_response_length": 80},
                    {"group_size": 4, "mini_batch_prompts": 8}),
-    "tree6": Task(160, 4e-4, 1e-3, 10, {"prompts_per_step": 32, "max_prompt_length": 48, "max_response_length": 64},
+    "tree6": Task(80, 4e-4, 1e-3, 10, {"prompts_per_step": 32, "max_prompt_length": 48, "max_response_length": 64},
                   {"group_size": 8, "mini_batch_prompts": 8}),
 }
 
@@ -137,9 +137,9 @@ def tuning(root: Path, task_name: str, name: str) -> list[Run]:
     model = folder / "base"
     if first:
         best = best_of(tuning_evaluations(root, task_name, first))
-        model = last_checkpoint(folder / "tuning" / f"{first}_{best}", task.steps // 2)
+        model = last_checkpoint(folder / "tuning" / f"{first}_{best}", task.steps)
     return [make_run(task, folder / "tuning" / f"{name}_{i}", name, chosen, TUNING_SEED, model, folder / "tuning_data",
-                     task.steps // 2)
+                     task.steps)
             for i, chosen in enumerate(settings(METHODS[name], task))]
 
 

@@ -74,12 +74,12 @@ def test_the_best_last_evaluation_decides(root):
 
 
 def test_sft_rft_comes_after_sft_and_costs_as_much_as_rft(root):
-    """Passes per step and prompt: SFT 3 for a demonstration, RFT 4 for each of 4 samples: 160 SFT steps, 30 of RFT."""
+    """Passes per step and prompt: SFT 3 for a demonstration, RFT 4 for each of 4 samples: 80 SFT steps, 15 of RFT."""
     first, second = (list_runs(root, "compare", part, ["countdown"], [1]) for part in (1, 2))
     assert {run.folder.name for run in first} == {f"{name}_seed1" for name in METHODS if name != "sft_rft"}
     [run] = second
-    assert run.script == "rft" and run.flags["model"] == root / "countdown" / "sft_seed1/checkpoints/step_160/hf"
-    assert 3 * 160 + 16 * run.flags["total_steps"] <= 16 * 160 < 3 * 160 + 16 * (run.flags["total_steps"] + 4)
+    assert run.script == "rft" and run.flags["model"] == root / "countdown" / "sft_seed1/checkpoints/step_80/hf"
+    assert 3 * 80 + 16 * run.flags["total_steps"] <= 16 * 80 < 3 * 80 + 16 * (run.flags["total_steps"] + 4)
     tuning = list_runs(root, "tune", 2, ["countdown"], [0])
     assert [run.folder.name for run in tuning] == [f"sft_rft_{i}" for i in range(4)]
     assert {run.flags["model"] for run in tuning} == {root / "countdown/tuning/sft_1/checkpoints/step_80/hf"}
@@ -98,13 +98,13 @@ def test_a_sweep_changes_one_flag_and_leaves_out_what_the_comparison_has(root):
         method, flags = SWEEPS[name.removesuffix("_seed0")]
         differing = {key for key, value in run.flags.items() if compared[f"{method}_seed0"].flags.get(key) != value}
         assert differing == set(flags)
-    assert runs["uft_hint_steps_0.25_seed0"].flags["hint_steps"] == 40
+    assert runs["uft_hint_steps_0.25_seed0"].flags["hint_steps"] == 20
 
 
 def test_other_models_have_their_own_sft_to_go_on_from(root):
     [run] = [run for run in list_runs(root, "models", 2, ["countdown"], [1]) if run.folder.parent.name == "small"]
     assert run.folder.name == "sft_rft_seed1"
-    assert run.flags["model"] == root / "countdown/small/sft_seed1/checkpoints/step_160/hf"
+    assert run.flags["model"] == root / "countdown/small/sft_seed1/checkpoints/step_80/hf"
     assert {run.flags["model"] for run in list_runs(root, "models", 1, ["countdown"], [0])} == \
         {root / "countdown" / f"base_{size}" for size in SIZES}
 
