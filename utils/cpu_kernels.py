@@ -22,7 +22,7 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from utils.cpu_linear import use_products
-from utils.run import watchdog
+from utils.run import distributed, watchdog
 from utils.run.devices import extensions_root
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
@@ -40,7 +40,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 def are_there() -> bool:
     """Compiles and loads the kernels, or loads what was compiled for such a processor before. False where that fails,
     with a line that says why. UFT_KERNELS=0: they are not asked for."""
-    if os.environ.get("UFT_KERNELS") == "0":
+    if os.environ.get("UFT_KERNELS") == "0" or sys.platform != "linux":
         return False
     cpuinfo = Path("/proc/cpuinfo")
     flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
@@ -59,8 +59,9 @@ def are_there() -> bool:
                                is_python_module=False)
             whole.touch()
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-        print(f"warning: {SOURCE.name} was not compiled ({str(error).strip().splitlines()[0]}): norms and gated layers "
-              "take longer on this CPU")
+        if distributed.is_main():
+            print(f"warning: {SOURCE.name} was not compiled ({str(error).strip().splitlines()[0]}): norms and gated "
+                  "layers take longer on this CPU")
         return False
     return True
 
