@@ -118,7 +118,7 @@ report() { # tables of what there is
     local folder runs=() sweeps=() models=()
     while read -r folder; do runs+=("$folder"); done < <(folders compare)
     while read -r folder; do sweeps+=("$folder"); done < <(folders sweep)
-    while read -r folder; do models+=("$folder"); done < <(folders models)
+    [[ " ${tasks[*]} " != *" countdown "* ]] || while read -r folder; do models+=("$folder"); done < <(folders models)
     ((${#runs[@]} > 1)) || return 0
     {
         python launch_scripts/compare_tiny.py tuned --run "$RUN" --tasks "${tasks[@]}"
