@@ -211,7 +211,7 @@ def data_sets(countdown_data, tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """call(model=.., data=.., output_dir=..) -> results.json, the lines of responses.jsonl, stdout of main, alone."""
-    monkeypatch.setattr(processes, "start", lambda _output_dir, _minutes: torch.device("cpu"))
+    monkeypatch.setattr(processes, "start", lambda _output_dir, _minutes, _precision: torch.device("cpu"))
     monkeypatch.setattr(processes, "end", lambda: None)
 
     def run(output_dir, **settings):
