@@ -6,10 +6,10 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <tuple>
-#include <vector>
 
 namespace {
 
@@ -33,10 +33,22 @@ inline float fast_exp(float x) {
   return e * scale;
 }
 
+// Pointers tell no sizes: what does not fit would be read beyond its end, such as a weight that ZeRO-3 has let go.
+void check_alike(const at::Tensor& one, const at::Tensor& other) {
+  TORCH_CHECK(one.sizes() == other.sizes() && one.is_contiguous() && other.is_contiguous(), "kernel: shapes ",
+              one.sizes(), " and ", other.sizes());
+}
+
+void check_weight(const at::Tensor& states, const at::Tensor& weight) {
+  TORCH_CHECK(weight.numel() == states.size(-1) && states.is_contiguous() && weight.is_contiguous(),
+              "rms_norm: a weight of ", weight.numel(), " for states of ", states.size(-1));
+}
+
 int64_t num_rows(const at::Tensor& states) { return states.numel() / states.size(-1); }
 
 // (.., D) states, (D,) weight -> states / sqrt(mean of squares + eps) * weight, and (n,) 1 / sqrt(..).
 std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& states, const at::Tensor& weight, double eps) {
+  check_weight(states, weight);
   const int64_t d = states.size(-1), n = num_rows(states);
   at::Tensor out = at::empty_like(states), factors = at::empty({n}, states.options());
   const float *x = states.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
@@ -58,6 +70,8 @@ std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& states, const at::
 // With x^ = x * factor: grad x = factor * (g w - x^ * mean(g w x^)); grad w = sum over rows of g x^.
 std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, const at::Tensor& states,
                                                      const at::Tensor& weight, const at::Tensor& factors) {
+  check_weight(states, weight);
+  check_alike(grad, states);
   const int64_t d = states.size(-1), n = num_rows(states), blocks = (n + BLOCK - 1) / BLOCK;
   at::Tensor out = at::empty_like(states), sums = at::zeros({blocks, d}, states.options());
   const float *g = grad.const_data_ptr<float>(), *x = states.const_data_ptr<float>();
@@ -85,6 +99,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, con
 
 // gate / (1 + e^-gate) * up
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
+  check_alike(gate, up);
   at::Tensor out = at::empty_like(gate);
   const float *a = gate.const_data_ptr<float>(), *b = up.const_data_ptr<float>();
   float* y = out.data_ptr<float>();
@@ -97,6 +112,8 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
 // With s = 1 / (1 + e^-gate): grad gate = g up s (1 + gate (1 - s)); grad up = g gate s.
 std::tuple<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& grad, const at::Tensor& gate,
                                                    const at::Tensor& up) {
+  check_alike(gate, up);
+  check_alike(grad, gate);
   at::Tensor of_gate = at::empty_like(gate), of_up = at::empty_like(up);
   const float *g = grad.const_data_ptr<float>(), *a = gate.const_data_ptr<float>(), *b = up.const_data_ptr<float>();
   float *y = of_gate.data_ptr<float>(), *z = of_up.data_ptr<float>();
@@ -113,8 +130,11 @@ std::tuple<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& grad, const
 // (B, H, L, D) heads, (B or 1, L, D) cosines and sines -> heads * cos + (-second half, first half) * sin, as heads lie
 // in memory. Backward: the gradient of the heads, given that of the result.
 at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tensor& sin, bool is_backward) {
-  const int64_t batch = heads.size(0), num_heads = heads.size(1), length = heads.size(2), d = heads.size(3), half = d / 2;
-  TORCH_CHECK(heads.stride(3) == 1 && cos.is_contiguous() && sin.is_contiguous(), "rotate: strides");
+  const int64_t batch = heads.size(0), num_heads = heads.size(1), length = heads.size(2), d = heads.size(3);
+  const int64_t half = d / 2;
+  check_alike(cos, sin);
+  TORCH_CHECK(heads.stride(3) == 1 && (cos.size(0) == 1 || cos.size(0) == batch) && cos.size(1) == length &&
+              cos.size(2) == d && d % 2 == 0, "rotate: angles ", cos.sizes(), " for heads ", heads.sizes());
   at::Tensor out = at::empty_strided({batch, num_heads, length, d}, {num_heads * length * d, d, num_heads * d, 1},
                                      heads.options());
   const float *x = heads.const_data_ptr<float>(), *c = cos.const_data_ptr<float>(), *s = sin.const_data_ptr<float>();

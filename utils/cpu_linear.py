@@ -60,11 +60,8 @@ def coarse_products() -> Iterator[None]:
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"
 
 
-EXACTLY = nullcontext()
-
-
 def allowed_precision() -> AbstractContextManager[None]:
-    return EXACTLY if _precision == "highest" else coarse_products()
+    return nullcontext() if _precision == "highest" else coarse_products()
 
 
 def is_for_onednn(states: Tensor, weight: Tensor) -> bool:

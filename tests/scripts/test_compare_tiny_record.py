@@ -34,8 +34,7 @@ def trained(run, model, accuracies, seed=0):
             "eval_problems": 0, "output_dir": str(run), "page": True}
     (run / "args.json").write_text(json.dumps(args))
     command = ["uft.py", "--model", "m", "--data", "d", "--seed", "0", "--lr", "1e-4", "--output_dir", "o"]
-    environment = {"command": command,
-                   "git": {"commit": "abc"}, "hardware": {"cpu": "a processor"}}
+    environment = {"command": command, "git": {"commit": "abc"}, "hardware": {"cpu": "a processor"}}
     (run / "environment.json").write_text(json.dumps(environment))
     (run / "curves.png").touch()
     return run

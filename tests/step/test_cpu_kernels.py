@@ -115,6 +115,19 @@ def test_numbers_do_not_depend_on_threads(case):
     assert all(map(torch.equal, *found))
 
 
+def test_what_does_not_fit_is_an_error():
+    """Kernels have pointers: they would read on. ZeRO-3 leaves a weight empty where nobody has gathered it."""
+    kernels, states, empty = torch.ops.uft_kernels, random(3, 8), torch.empty(0)
+    for call in (lambda: kernels.rms_norm(states, empty, 1e-6),
+                 lambda: kernels.rms_norm_backward(states, states, empty, random(3)),
+                 lambda: kernels.rms_norm_backward(states[:2], states, random(8), random(3)),
+                 lambda: kernels.swiglu(states, states[:2]), lambda: kernels.swiglu_backward(empty, states, states),
+                 lambda: kernels.rotate(random(2, 1, 3, 8), random(1, 2, 8), random(1, 2, 8), False),
+                 lambda: kernels.rotate(random(2, 1, 3, 7), random(1, 3, 7), random(1, 3, 7), True)):
+        with pytest.raises(RuntimeError, match="rms_norm: a weight of|kernel: shapes|rotate: angles"):
+            call()
+
+
 # ----- in models -----
 
 

@@ -29,7 +29,7 @@ MARGIN = 1.0  # minutes: the watchdog, which can tell who is behind, speaks befo
 _in_use: list[TextIO] = []  # open as long as the process lives
 
 
-def start(output_dir: str, timeout_minutes: float, matmul_precision: str = "highest") -> torch.device:
+def start(output_dir: str, timeout_minutes: float, matmul_precision: str) -> torch.device:
     """Take the output folder for this run, join the other ranks, and watch over them; returns this rank's device.
     `matmul_precision` is that of float32 products from here on (utils/cpu_linear.py).
 
