@@ -4,8 +4,8 @@
 #           UFT's flags and four ways to learn from a prefix, and six methods on two smaller bases. Writes $RUN/comparison.png
 #           and, in $RUN/tables.md, accuracies with intervals over seeds, pairwise differences, sampled and trained tokens;
 #           $RUN/runs.csv has a line a run.
-# Hardware: two CPU cores and 6 GB of memory, some twenty minutes for a task and seed, more with tuning; a GPU is used where there is one (then
-#           JOBS=1; CUDA_VISIBLE_DEVICES=0,1,2,3 JOBS=4: a GPU for each).
+# Hardware: two CPU cores and 6 GB of memory, some twenty minutes for a task and seed, more with tuning; a GPU is used where
+#           there is one (then JOBS=1; CUDA_VISIBLE_DEVICES=0,1,2,3 JOBS=4: a GPU for each).
 # Expect:   the tables in launch_scripts/README.md, "All methods with tiny models".
 # How:      bash launch_scripts/compare_tiny.sh
 # Whenever it is stopped, the same command goes on: a run that is complete is not run again, one that was cut goes on from its

@@ -166,7 +166,7 @@ at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tens
 
 }  // namespace
 
-TORCH_LIBRARY(uft_kernels, m) {
+TORCH_LIBRARY(cpu_kernels, m) {
   m.def("rms_norm(Tensor states, Tensor weight, float eps) -> (Tensor, Tensor)");
   m.def("rms_norm_backward(Tensor grad, Tensor states, Tensor weight, Tensor factors) -> (Tensor, Tensor)");
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
@@ -174,7 +174,7 @@ TORCH_LIBRARY(uft_kernels, m) {
   m.def("rotate(Tensor heads, Tensor cos, Tensor sin, bool is_backward) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(uft_kernels, CPU, m) {
+TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
   m.impl("rms_norm", rms_norm);
   m.impl("rms_norm_backward", rms_norm_backward);
   m.impl("swiglu", swiglu);

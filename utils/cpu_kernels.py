@@ -39,14 +39,14 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 @cache
 def are_there() -> bool:
     """Compiles and loads the kernels, or loads what was compiled for such a processor before. False where that fails,
-    with a line that says why. UFT_KERNELS=0: they are not asked for."""
-    if os.environ.get("UFT_KERNELS") == "0" or sys.platform != "linux":
+    with a line that says why. CPU_KERNELS=0: they are not asked for."""
+    if os.environ.get("CPU_KERNELS") == "0" or sys.platform != "linux":
         return False
     cpuinfo = Path("/proc/cpuinfo")
     flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
         if cpuinfo.exists() else platform.processor()
     made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, flags])
-    name = f"uft_kernels_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    name = f"cpu_kernels_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     folder = extensions_root() / name
     whole = folder / "whole"  # says that what lies there was loaded once
     try:
@@ -76,13 +76,13 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states: Tensor, weight: Tensor, eps: float) -> Tensor:
         states = states.contiguous()
-        out, factors = torch.ops.uft_kernels.rms_norm(states, weight, eps)
+        out, factors = torch.ops.cpu_kernels.rms_norm(states, weight, eps)
         ctx.save_for_backward(states, weight, factors)
         return out
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
-        grads = torch.ops.uft_kernels.rms_norm_backward(grad_output.contiguous(), *ctx.saved_tensors)
+        grads = torch.ops.cpu_kernels.rms_norm_backward(grad_output.contiguous(), *ctx.saved_tensors)
         return *grads, None
 
 
@@ -93,11 +93,11 @@ class SwiGLU(torch.autograd.Function):
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        return torch.ops.uft_kernels.swiglu(gate, up)
+        return torch.ops.cpu_kernels.swiglu(gate, up)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.uft_kernels.swiglu_backward(grad_output.contiguous(), *ctx.saved_tensors)
+        return torch.ops.cpu_kernels.swiglu_backward(grad_output.contiguous(), *ctx.saved_tensors)
 
 
 class Rotate(torch.autograd.Function):
@@ -106,13 +106,13 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return torch.ops.uft_kernels.rotate(heads, cos, sin, False)
+        return torch.ops.cpu_kernels.rotate(heads, cos, sin, False)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:
         if grad_output.stride(-1) != 1:
             grad_output = grad_output.contiguous()
-        return torch.ops.uft_kernels.rotate(grad_output, *ctx.saved_tensors, True), None, None
+        return torch.ops.cpu_kernels.rotate(grad_output, *ctx.saved_tensors, True), None, None
 
 
 class KernelNorm:

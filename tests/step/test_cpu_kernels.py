@@ -117,7 +117,7 @@ def test_numbers_do_not_depend_on_threads(case):
 
 def test_what_does_not_fit_is_an_error():
     """Kernels have pointers: they would read on. ZeRO-3 leaves a weight empty where nobody has gathered it."""
-    kernels, states, empty = torch.ops.uft_kernels, random(3, 8), torch.empty(0)
+    kernels, states, empty = torch.ops.cpu_kernels, random(3, 8), torch.empty(0)
     for call in (lambda: kernels.rms_norm(states, empty, 1e-6),
                  lambda: kernels.rms_norm_backward(states, states, empty, random(3)),
                  lambda: kernels.rms_norm_backward(states[:2], states, random(8), random(3)),
@@ -211,7 +211,7 @@ def test_without_a_compiler_there_is_a_line_and_layers_stay(monkeypatch, capsys,
     try:
         assert kinds(prepare_for_cpu(random_model("Qwen2").float())) == [0, 0]
         assert "cpu_kernels.cpp was not compiled (" in capsys.readouterr().out
-        monkeypatch.setenv("UFT_KERNELS", "0")
+        monkeypatch.setenv("CPU_KERNELS", "0")
         cpu_kernels.are_there.cache_clear()
         assert not cpu_kernels.are_there() and not capsys.readouterr().out
     finally:

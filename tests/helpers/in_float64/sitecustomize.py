@@ -15,4 +15,4 @@ torch.FloatTensor = torch.DoubleTensor
 torch.Tensor.float = torch.Tensor.double
 torch.set_default_dtype(torch.float64)
 torch.backends.mkldnn.is_available = lambda: False  # oneDNN has no float64
-os.environ["UFT_KERNELS"] = "0"  # nor have these
+os.environ["CPU_KERNELS"] = "0"  # nor have these
