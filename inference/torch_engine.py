@@ -23,6 +23,7 @@ from inference import selfcheck
 from inference.cuda_graph import Captured
 from inference.decoder import Decoder, Prefill, Step, check_supported, has_fixed_steps
 from inference.fused_step import KNOWS_COUNTS, FusedStep
+from inference.kernel_step import KernelStep
 from inference.kv_cache import (
     COMPACT_BELOW,
     PREFILL_TOKENS,
@@ -33,7 +34,8 @@ from inference.kv_cache import (
 )
 from inference.llama_decoder import LlamaDecoder, is_like_llama
 from inference.sampling import pick, sampling_uniforms
-from utils.cpu_kernels import prepare_for_cpu
+from utils import cpu_kernels
+from utils.attention import head_dim_of
 from utils.layouts import has_varlen
 from utils.run import stopping, watchdog
 from utils.run.errors import RunStopped
@@ -69,13 +71,15 @@ class TorchEngine:
         embeddings = model.get_input_embeddings().weight
         self.device = embeddings.device
         on_cpu = self.device.type == "cpu"
-        self.model = prepare_for_cpu(model) if on_cpu else model
+        self.model = cpu_kernels.prepare_for_cpu(model) if on_cpu else model
         self.weights = weights
         self.free_replica = free_replica
         self.max_length = max_length
         self.decoder = LlamaDecoder(model) if on_cpu and is_like_llama(model.config) else Decoder(model)
         if KNOWS_COUNTS and has_varlen(self.device, embeddings.dtype, model.config):
             self.decoder.step_type = FusedStep
+        elif cpu_kernels.attend(self.device, embeddings.dtype, head_dim_of(model.config)):
+            self.decoder.step_type = KernelStep
         self.is_checked = False
         self.kv_cache_tokens = int(kv_cache_gb * 2**30 // (cache_elements_of(model.config) * embeddings.element_size()))
         self.prefill_tokens = CPU_PREFILL_TOKENS if on_cpu else PREFILL_TOKENS
@@ -103,8 +107,8 @@ class TorchEngine:
             RunStopped: the log-probabilities are other ones.
         """
         self.is_checked = True
-        if type(self.decoder) is not Decoder or self.decoder.step_type is not Step:
-            where, how = "llama_decoder" if self.device.type == "cpu" else "fused_step", "fails"
+        if own := {type(self.decoder), self.decoder.step_type} - {Decoder, Step}:
+            where, how = " and ".join(sorted(f"{one.__module__.replace('.', '/')}.py" for one in own)), "fails"
             try:
                 difference, limit = selfcheck.compare(self)
                 if difference <= limit:
@@ -114,7 +118,7 @@ class TorchEngine:
                 raise
             except RuntimeError as error:  # a kernel that does not take this model
                 how = f"fails: {error}"
-            print(f"warning: inference/{where}.py {how} for this model, of type {self.model.config.model_type}; its "
+            print(f"warning: {where} {how} for this model, of type {self.model.config.model_type}; its "
                   "own forward pass and plain attention are taken, which are slower", file=sys.stderr)
             self.decoder = Decoder(self.model)
         difference, limit = selfcheck.compare(self)

@@ -1,4 +1,5 @@
-"""Norms, gated layers and rotations on a CPU in one pass over memory each way: cpu_kernels.cpp, compiled at first use.
+"""Kernels for a CPU, compiled at first use: norms, gated layers and rotations in one pass over memory each way
+(cpu_kernels.cpp), and attention where responses share a prefix (cpu_attention.cpp).
 
 PyTorch takes six passes for an RMSNorm and some twelve for its gradients, each as slow as memory is. Only what computes
 the same as a kernel, as tried on random numbers, is replaced by it, and only in float32; without a compiler nothing is.
@@ -25,13 +26,14 @@ from utils.cpu_linear import use_products
 from utils.run import distributed, watchdog
 from utils.run.devices import extensions_root
 
-SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_attention.cpp", "cpu_kernels.h")]
 # NaN and infinity stay what they are; sums may be added in another order than written.
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
          "-fno-signed-zeros"]
 EPS_NAMES = ("variance_epsilon", "eps")  # of norms
 ROTARY, OPERANDS = "apply_rotary_pos_emb", ["q", "k", "cos", "sin"]  # in a model's file
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+LANES = 16  # numbers of a head that the kernels of attention take at once
 TRIED_ROWS, TRIED_SIZE = 4, 8
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -45,7 +47,7 @@ def are_there() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
         if cpuinfo.exists() else platform.processor()
-    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, flags])
+    made_of = "\n".join([*(source.read_text(encoding="utf-8") for source in SOURCES), *FLAGS, torch.__version__, flags])
     name = f"cpu_kernels_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     folder = extensions_root() / name
     whole = folder / "whole"  # says that what lies there was loaded once
@@ -53,17 +55,22 @@ def are_there() -> bool:
         if whole.exists():
             torch.ops.load_library(folder / f"{name}.so")
         else:
-            watchdog.phase(f"compiling {SOURCE.name}")
+            watchdog.phase("compiling utils/cpu_kernels.cpp")
             folder.mkdir(exist_ok=True)
-            cpp_extension.load(name, [str(SOURCE)], extra_cflags=FLAGS, build_directory=str(folder),
+            cpp_extension.load(name, list(map(str, SOURCES[:2])), extra_cflags=FLAGS, build_directory=str(folder),
                                is_python_module=False)
             whole.touch()
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         if distributed.is_main():
-            print(f"warning: {SOURCE.name} was not compiled ({str(error).strip().splitlines()[0]}): norms and gated "
-                  "layers take longer on this CPU")
+            print(f"warning: utils/cpu_kernels.cpp was not compiled ({str(error).strip().splitlines()[0]}): norms, "
+                  "gated layers and attention take longer on this CPU")
         return False
     return True
+
+
+def attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether attention can be computed by the kernels there."""
+    return device.type == "cpu" and dtype is torch.float32 and head_dim % LANES == 0 and are_there()
 
 
 def is_for_kernels(*operands: Tensor) -> bool:
@@ -113,6 +120,25 @@ class Rotate(torch.autograd.Function):
         if grad_output.stride(-1) != 1:
             grad_output = grad_output.contiguous()
         return torch.ops.cpu_kernels.rotate(grad_output, *ctx.saved_tensors, True), None, None
+
+
+class AttendPacked(torch.autograd.Function):
+    """(N, H * Q, D) queries, (N, H, D) keys and values of packed tokens -> (N, H * Q, D). Stretch i has `lengths`[i]
+    tokens from `starts`[i] on; stretches `groups`[g] to `groups`[g + 1] are a prefix and responses to it, each causal,
+    that see it whole."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, groups: Tensor,
+                scale: float) -> Tensor:
+        out, sums = torch.ops.cpu_kernels.attend_packed(query, key, value, starts, lengths, groups, scale)
+        ctx.save_for_backward(query, key, value, out, sums, starts, lengths, groups)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grads = torch.ops.cpu_kernels.attend_packed_backward(grad_output.contiguous(), *ctx.saved_tensors, ctx.scale)
+        return *grads, None, None, None, None
 
 
 class KernelNorm:

@@ -1,16 +1,19 @@
 """Who sees whom in packed rows, and the ways to compute attention so.
 
 Runs     one call of PyTorch's variable-length attention, on GPUs that have it
+Tiles    one call of a kernel of our own, on a CPU in float32
 Batches  a few batches of responses of like lengths, anywhere (utils/response_batches.py)
 Masked   all pairs of a row, under a mask; with more digits than the model's, it is what the others are judged by
 
 Under a mask a row of L tokens costs L^2 pairs. The others compute a row's prefixes causally, and each response with
-its prefix and itself: P^2 + G T (P + T) pairs for a prompt of P tokens and G responses of T. The keys and values of a
-prefix are copied for each of its responses.
+its prefix and itself: P^2 + G T (P + T) pairs for a prompt of P tokens and G responses of T. But for Tiles the keys and
+values of a prefix are copied for each of its responses.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -18,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import PretrainedConfig
 
+from utils import cpu_kernels
 from utils.attention import Layout, Scores, fused, head_dim_of, written_out
 from utils.response_batches import Batches, Stretches
-from utils.types import PREFIX, MicroBatch
+from utils.types import PADDING, PREFIX, MicroBatch
 
 ARGUMENTS = inspect.signature(varlen_attn).parameters  # PyTorch 2.11 has fewer than 2.13
 KNOWS_GROUPS = "enable_gqa" in ARGUMENTS  # of query heads; PyTorch 2.11's does not
@@ -28,7 +32,9 @@ KNOWS_GROUPS = "enable_gqa" in ARGUMENTS  # of query heads; PyTorch 2.11's does 
 
 def kinds_of_layouts(device: torch.device, dtype: torch.dtype, config: PretrainedConfig) -> list[type[Layout]]:
     """The layouts that can be tried there with a model, the fastest first."""
-    return [Runs, Batches] if has_varlen(device, dtype, config) else [Batches]
+    if has_varlen(device, dtype, config):
+        return [Runs, Batches]
+    return [Tiles, Batches] if cpu_kernels.attend(device, dtype, head_dim_of(config)) else [Batches]
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype, config: PretrainedConfig) -> bool:
@@ -42,6 +48,36 @@ def has_varlen(device: torch.device, dtype: torch.dtype, config: PretrainedConfi
     has_own_values = "v_head_dim" in settings  # of another size than keys
     return (has_plain_scores and not has_own_values and head_dim % 8 == 0 and head_dim <= 256
             and torch.cuda.get_device_capability(device) >= (8, 0))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One call of a kernel for a CPU, which is told where stretches begin and how long they are, and which of them are
+    a prefix and its responses: utils/cpu_attention.cpp has the words. `longest`: tokens that one may see. `batches` are
+    for layers whose scores the kernel does not know, made when there is one."""
+
+    starts: Tensor
+    lengths: Tensor
+    groups: Tensor
+    longest: int
+    batches: Callable[[], Batches]
+
+    @classmethod
+    def of(cls, micro_batch: MicroBatch, dtype: torch.dtype) -> "Tiles":
+        stretches = Stretches.of(micro_batch)
+        is_used = stretches.kinds != PADDING
+        starts, lengths, kinds = stretches.starts[is_used], stretches.lengths[is_used], stretches.kinds[is_used]
+        groups = np.append(np.flatnonzero(kinds == PREFIX), len(kinds))
+        seen = lengths + np.where(kinds > PREFIX, stretches.lengths[stretches.parents[is_used]], 0)
+        return cls(*map(torch.from_numpy, (starts, lengths, groups)), int(seen.max()),
+                   cache(partial(Batches.of, micro_batch, dtype)))
+
+    def mix(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        if not scores.are_plain or scores.window is not None and scores.window < self.longest:
+            return self.batches().mix(module, query, key, value, scores)
+        heads = (some.transpose(1, 2).flatten(0, 1) for some in (query, key, value))  # (N, heads, D)
+        mixed = cpu_kernels.AttendPacked.apply(*heads, self.starts, self.lengths, self.groups, scores.scale)
+        return mixed.view(len(query), query.shape[2], *mixed.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+// What the kernels of a CPU share: vectors of floats, exp, and a look at what they are given.
+
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+constexpr int LANES = 16;  // floats of a vector; where registers are smaller, a compiler takes several
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector vector) { *reinterpret_cast<Vector*>(to) = vector; }
+
+// exp(x) to 2 units in the last place, in arithmetic that compilers turn into vectors: 2^k * e^r with |r| <= ln 2 / 2.
+inline float fast_exp(float x) {
+  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);  // NaN stays
+  float k = std::nearbyintf(x * 1.44269504f);
+  float r = x - k * 0.693359375f - k * -2.12194440e-4f;
+  float e = 1.9875691500e-4f;
+  e = e * r + 1.3981999507e-3f;
+  e = e * r + 8.3334519073e-3f;
+  e = e * r + 4.1665795894e-2f;
+  e = e * r + 1.6666665459e-1f;
+  e = e * r + 5.0000001201e-1f;
+  e = e * r * r + r + 1.0f;
+  int32_t bits = (static_cast<int32_t>(k) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return e * scale;
+}
+
+// Pointers tell no sizes: what does not fit would be read beyond its end, such as a weight that ZeRO-3 has let go.
+inline void check_alike(const at::Tensor& one, const at::Tensor& other) {
+  TORCH_CHECK(one.sizes() == other.sizes() && one.is_contiguous() && other.is_contiguous(), "kernel: shapes ",
+              one.sizes(), " and ", other.sizes());
+}
