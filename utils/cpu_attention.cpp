@@ -7,6 +7,7 @@
 namespace {
 
 typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
+constexpr int64_t DIVISOR = 16;  // of the size of a head, whatever the processor
 constexpr int64_t ROWS = 4;    // queries that meet the keys of a prefix together, in decoding
 constexpr int64_t BLOCK = 32;  // queries whose scores are there at once, in training
 
@@ -46,11 +47,10 @@ inline void column_of_tiles(const float* a, int64_t a_row, int64_t a_column, con
 // (rows, depth) a, of any strides, times (depth, columns) b -> or, with `adds`, onto (rows, columns) `to`.
 void multiply(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* to, int64_t to_row,
               int64_t rows, int64_t columns, int64_t depth, bool adds) {
+  constexpr int WIDE = REGISTERS / 8;  // four rows of so many sums, and what they are made of, fit into registers
   int64_t n = 0;
-  for (; n + 4 * LANES <= columns; n += 4 * LANES)
-    column_of_tiles<4>(a, a_row, a_column, b + n, b_row, depth, to + n, to_row, rows, adds);
-  for (; n + 2 * LANES <= columns; n += 2 * LANES)
-    column_of_tiles<2>(a, a_row, a_column, b + n, b_row, depth, to + n, to_row, rows, adds);
+  for (; n + WIDE * LANES <= columns; n += WIDE * LANES)
+    column_of_tiles<WIDE>(a, a_row, a_column, b + n, b_row, depth, to + n, to_row, rows, adds);
   for (; n < columns; n += LANES)
     column_of_tiles<1>(a, a_row, a_column, b + n, b_row, depth, to + n, to_row, rows, adds);
 }
@@ -72,12 +72,12 @@ inline Vector fold(Vector one, Vector other) {
 #endif
 }
 
-// The sum of each vector, in its lane.
+// 2 * `step` vectors -> the sum of each, in its lane.
+template <int step = LANES / 2>
 inline Vector sums_of(Vector* vectors) {
-  for (int i = 0; i < 8; ++i) vectors[i] = fold<8>(vectors[i], vectors[i + 8]);
-  for (int i = 0; i < 4; ++i) vectors[i] = fold<4>(vectors[i], vectors[i + 4]);
-  for (int i = 0; i < 2; ++i) vectors[i] = fold<2>(vectors[i], vectors[i + 2]);
-  return fold<1>(vectors[0], vectors[1]);
+  for (int i = 0; i < step; ++i) vectors[i] = fold<step>(vectors[i], vectors[i + step]);
+  if constexpr (step > 1) return sums_of<step / 2>(vectors);
+  return vectors[0];
 }
 
 // R queries and `num` keys of `d` numbers, one after the other -> scores[r * width + t], and some more behind them.
@@ -128,7 +128,7 @@ at::Tensor attend_latest(const at::Tensor& query, const at::Tensor& key, const a
                          at::Tensor& suffix_values, const at::Tensor& prefix_lengths, int64_t width, double scale) {
   const int64_t S = suffix_keys.size(0), H = suffix_keys.size(1), K = suffix_keys.size(2), D = suffix_keys.size(4);
   const int64_t T = prefix_keys.size(2), capacity = suffix_keys.size(3), Q = query.size(1) / H;
-  TORCH_CHECK(query.sizes() == at::IntArrayRef({S * K, H * Q, 1, D}) && query.stride(3) == 1 && D % LANES == 0 &&
+  TORCH_CHECK(query.sizes() == at::IntArrayRef({S * K, H * Q, 1, D}) && query.stride(3) == 1 && D % DIVISOR == 0 &&
                   key.sizes() == at::IntArrayRef({S * K, H, 1, D}) && key.stride(3) == 1 &&
                   value.sizes() == key.sizes() && value.stride(3) == 1 &&
                   prefix_keys.sizes() == at::IntArrayRef({S, H, T, D}) && prefix_lengths.numel() == S && width > 0 &&
@@ -216,7 +216,7 @@ struct Heads {
 
   explicit Heads(const at::Tensor& heads)
       : data(heads.const_data_ptr<float>()), row(heads.stride(0)), head(heads.stride(1)) {
-    TORCH_CHECK(heads.dim() == 3 && heads.size(2) % LANES == 0 && heads.stride(2) == 1, "attend_packed: heads ",
+    TORCH_CHECK(heads.dim() == 3 && heads.size(2) % DIVISOR == 0 && heads.stride(2) == 1, "attend_packed: heads ",
                 heads.sizes(), " with strides ", heads.strides());
   }
   const float* at(int64_t token, int64_t h) const { return data + token * row + h * head; }

@@ -12,7 +12,15 @@
 #include <tuple>
 #include <vector>
 
-constexpr int LANES = 16;  // floats of a vector; where registers are smaller, a compiler takes several
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;  // floats of a vector, and how many vectors a processor holds
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }

@@ -33,7 +33,7 @@ FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
 EPS_NAMES = ("variance_epsilon", "eps")  # of norms
 ROTARY, OPERANDS = "apply_rotary_pos_emb", ["q", "k", "cos", "sin"]  # in a model's file
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-LANES = 16  # numbers of a head that the kernels of attention take at once
+HEAD_DIVISOR = 16  # the kernels of attention take heads of a multiple of it
 TRIED_ROWS, TRIED_SIZE = 4, 8
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -70,7 +70,7 @@ def are_there() -> bool:
 
 def attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether attention can be computed by the kernels there."""
-    return device.type == "cpu" and dtype is torch.float32 and head_dim % LANES == 0 and are_there()
+    return device.type == "cpu" and dtype is torch.float32 and head_dim % HEAD_DIVISOR == 0 and are_there()
 
 
 def is_for_kernels(*operands: Tensor) -> bool:
