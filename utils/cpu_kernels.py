@@ -141,6 +141,19 @@ class AttendPacked(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
+class NoContext:
+    """Of a pass without gradients."""
+
+    def save_for_backward(self, *operands: Tensor) -> None:
+        pass
+
+
+def result_of(function: type[torch.autograd.Function], *operands) -> Tensor:
+    """What `function.apply` gives, without autograd's bookkeeping where nobody asks for gradients: that takes as long
+    as a small norm."""
+    return function.apply(*operands) if torch.is_grad_enabled() else function.forward(NoContext(), *operands)
+
+
 class KernelNorm:
     """Before a class of RMSNorm among the bases of a module's class. `offset` is 1 where a weight counts from 1."""
 
@@ -151,7 +164,7 @@ class KernelNorm:
         if not is_for_kernels(states, self.weight):
             return super().forward(states)
         weight = self.weight + self.offset if self.offset else self.weight
-        return RMSNorm.apply(states, weight, getattr(self, self.eps_name))
+        return result_of(RMSNorm, states, weight, getattr(self, self.eps_name))
 
 
 class KernelMLP:
@@ -160,7 +173,7 @@ class KernelMLP:
     def forward(self, states: Tensor) -> Tensor:
         if not is_for_kernels(states):
             return super().forward(states)
-        return self.down_proj(SwiGLU.apply(self.gate_proj(states), self.up_proj(states)))
+        return self.down_proj(result_of(SwiGLU, self.gate_proj(states), self.up_proj(states)))
 
 
 def prepare_for_cpu(model: PreTrainedModel) -> PreTrainedModel:
@@ -191,7 +204,7 @@ def rotate_in(module: ModuleType) -> None:
                 and cos.shape[1:] == (q.shape[2], q.shape[3]) and cos.shape[0] in (1, q.shape[0])):
             return own(q, k, cos, sin, *others, **named)
         cos, sin = cos.contiguous(), sin.contiguous()
-        return Rotate.apply(q, cos, sin), Rotate.apply(k, cos, sin)
+        return result_of(Rotate, q, cos, sin), result_of(Rotate, k, cos, sin)
 
     random = torch.Generator().manual_seed(0)
     heads = [torch.randn(2, num, 3, TRIED_SIZE, generator=random) for num in (4, 2)]
