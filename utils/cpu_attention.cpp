@@ -107,10 +107,8 @@ void dots(const float* queries, const float* keys, int64_t num, int64_t d, float
 float softmax(float* row, int64_t num, float scale) {
   const int64_t end = whole_vectors(num);
   std::fill(row + num, row + end, -INFINITY);
-  Vector most = load(row);
-  for (int64_t t = LANES; t < end; t += LANES) most = load(row + t) > most ? load(row + t) : most;
-  float highest = most[0], sum = 0;
-  for (int i = 1; i < LANES; ++i) highest = std::max(highest, most[i]);
+  const float highest = maximum(row, end);
+  float sum = 0;
   for (int64_t t = 0; t < end; ++t) sum += row[t] = fast_exp(scale * (row[t] - highest));
   const float share = 1.0f / sum;
   for (int64_t t = 0; t < end; ++t) row[t] *= share;

@@ -1,4 +1,4 @@
-// What a layer computes between its products, forward and backward in one pass over memory each: float32.
+// What a model computes between its products, forward and backward in one pass over memory each: float32.
 // Rows are divided over PyTorch's threads; sums over rows are added block by block, so that no number depends on how
 // many threads there are.
 
@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 64;  // rows whose gradients of a weight are added up before they meet others
+constexpr int64_t BLOCK = 64;    // rows whose gradients of a weight are added up before they meet others
+constexpr int64_t PART = 4096;  // numbers of a row that are added up before they meet others
 
 void check_weight(const at::Tensor& states, const at::Tensor& weight) {
   TORCH_CHECK(weight.numel() == states.size(-1) && states.is_contiguous() && weight.is_contiguous(),
@@ -133,6 +134,64 @@ at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tens
   return out;
 }
 
+// (n, V) logits become their log-probabilities -> entropies (n,). A row is read once from memory, then from the cache.
+at::Tensor log_softmax_(at::Tensor& logits) {
+  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.numel() > 0, "log_softmax_: logits ",
+              logits.sizes());
+  const int64_t n = logits.size(0), v = logits.size(1);
+  at::Tensor entropies = at::empty({n}, logits.options());
+  float *x = logits.data_ptr<float>(), *h = entropies.data_ptr<float>();
+  at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* of = x + row * v;
+      const float highest = maximum(of, v);
+      double sum = 0, weighted = 0;  // of exp(x - highest), and of it times x - highest
+      for (int64_t start = 0; start < v; start += PART) {
+        const int64_t stop = std::min(v, start + PART);
+        float some = 0, some_weighted = 0;
+        for (int64_t i = start; i < stop; ++i) {
+          const float below = of[i] - highest, e = fast_exp(below);
+          some += e;
+          some_weighted += e * below;
+        }
+        sum += some;
+        weighted += some_weighted;
+      }
+      const double log = std::log(sum);
+      h[row] = static_cast<float>(log - weighted / sum);
+      const float shift = static_cast<float>(highest + log);
+      for (int64_t i = 0; i < v; ++i) of[i] -= shift;
+    }
+  });
+  return entropies;
+}
+
+// (n, V) log-probabilities and four numbers a row -> `out`, which may be the same tensor: -(offset + at_log_p * log p) * p,
+// and `at_target` added at the target.
+void logit_gradients(const at::Tensor& log_p, const at::Tensor& targets, const at::Tensor& at_target,
+                     const at::Tensor& at_log_p, const at::Tensor& offset, at::Tensor& out) {
+  check_alike(log_p, out);
+  const int64_t n = log_p.size(0), v = log_p.size(1);
+  for (const at::Tensor* one : {&targets, &at_target, &at_log_p, &offset})
+    TORCH_CHECK(one->sizes() == at::IntArrayRef({n}) && one->is_contiguous(), "logit_gradients: ", one->sizes(), " for ",
+                log_p.sizes());
+  const float *x = log_p.const_data_ptr<float>(), *t = at_target.const_data_ptr<float>();
+  const float *a = at_log_p.const_data_ptr<float>(), *b = offset.const_data_ptr<float>();
+  const int64_t* target = targets.const_data_ptr<int64_t>();
+  float* y = out.data_ptr<float>();
+  for (int64_t row = 0; row < n; ++row)
+    TORCH_CHECK(0 <= target[row] && target[row] < v, "logit_gradients: target ", target[row], " of ", v);
+  at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* of = x + row * v;
+      float* to = y + row * v;
+      const float factor = a[row], constant = b[row];
+      for (int64_t i = 0; i < v; ++i) to[i] = -(constant + factor * of[i]) * fast_exp(of[i]);
+      to[target[row]] += t[row];
+    }
+  });
+}
+
 }  // namespace
 
 TORCH_LIBRARY(cpu_kernels, m) {
@@ -141,6 +200,9 @@ TORCH_LIBRARY(cpu_kernels, m) {
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)");
   m.def("rotate(Tensor heads, Tensor cos, Tensor sin, bool is_backward) -> Tensor");
+  m.def("log_softmax_(Tensor(a!) logits) -> Tensor");
+  m.def("logit_gradients(Tensor log_p, Tensor targets, Tensor at_target, Tensor at_log_p, Tensor offset, "
+        "Tensor(a!) out) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
@@ -149,4 +211,6 @@ TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
   m.impl("swiglu", swiglu);
   m.impl("swiglu_backward", swiglu_backward);
   m.impl("rotate", rotate);
+  m.impl("log_softmax_", log_softmax_);
+  m.impl("logit_gradients", logit_gradients);
 }

@@ -49,3 +49,20 @@ inline void check_alike(const at::Tensor& one, const at::Tensor& other) {
   TORCH_CHECK(one.sizes() == other.sizes() && one.is_contiguous() && other.is_contiguous(), "kernel: shapes ",
               one.sizes(), " and ", other.sizes());
 }
+
+// The largest of `num` numbers, at least one; of NaN and others it may be one of the others.
+inline float maximum(const float* numbers, int64_t num) {
+  float most = numbers[0];
+  int64_t i = 0;
+  if (num >= LANES) {
+    Vector mosts = load(numbers);
+    for (i = LANES; i + LANES <= num; i += LANES) {
+      const Vector some = load(numbers + i);
+      mosts = some > mosts ? some : mosts;
+    }
+    most = mosts[0];
+    for (int lane = 1; lane < LANES; ++lane) most = std::max(most, static_cast<float>(mosts[lane]));
+  }
+  for (; i < num; ++i) most = std::max(most, numbers[i]);
+  return most;
+}

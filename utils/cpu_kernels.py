@@ -73,6 +73,11 @@ def attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return device.type == "cpu" and dtype is torch.float32 and head_dim % HEAD_DIVISOR == 0 and are_there()
 
 
+def take(*operands: Tensor) -> bool:
+    """Whether kernels can compute with what is not a layer's: they have to be compiled."""
+    return is_for_kernels(*operands) and are_there()
+
+
 def is_for_kernels(*operands: Tensor) -> bool:
     return all(one.dtype is torch.float32 and one.device.type == "cpu" and one.numel() > 0 for one in operands)
 

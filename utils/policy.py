@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from utils import attention
+from utils import attention, cpu_kernels
 from utils.attention import Layout, by_layout
 from utils.cpu_linear import add_product, product
 
@@ -84,9 +84,9 @@ class FusedLinearLogProbs(torch.autograd.Function):
         is_kept = logits.soft_cap is None and len(states) * weight.shape[0] <= most_logits(memory_of(states.device))
         logprobs, entropies, kept = [], [], []
         for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True):
-            log_p = chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
+            log_p, entropy = log_softmax(chunk_of_logits(some_states, weight, bias, temperature, logits))
             logprobs.append(log_p.gather(-1, some_targets[:, None]).squeeze(-1))
-            entropies.append(-torch.linalg.vecdot(log_p.exp(), log_p))
+            entropies.append(entropy)
             kept += [log_p] * is_kept
         entropy = torch.cat(entropies)
         ctx.save_for_backward(states, weight, bias, targets, entropy, *kept)
@@ -106,10 +106,10 @@ class FusedLinearLogProbs(torch.autograd.Function):
         for number, chunk in enumerate(zip(*(values.split(ctx.size) for values in flat), strict=True)):
             some_states, some_targets, at_target, at_log_p, offset, out = chunk
             scores = None if kept else chunk_of_logits(some_states, weight, bias, ctx.temperature, ctx.logits)
-            log_p = kept[number] if kept else scores.log_softmax(dim=-1)
-            grads = torch.addcmul(offset[:, None], at_log_p[:, None], log_p).mul_(log_p.exp()).neg_()  # (n, V)
-            grads.scatter_add_(1, some_targets[:, None], at_target[:, None])
-            if ctx.logits.soft_cap is not None:
+            is_capped = ctx.logits.soft_cap is not None
+            log_p = kept[number] if kept else log_softmax(scores.clone() if is_capped else scores)[0]
+            grads = logit_gradients(log_p, some_targets, at_target, at_log_p, offset, may_overwrite=not kept)
+            if is_capped:
                 ctx.logits.cap_gradients(ctx.temperature, scores, grads)
             if grad_bias is not None:
                 grad_bias += grads.sum(dim=0)
@@ -119,6 +119,27 @@ class FusedLinearLogProbs(torch.autograd.Function):
                 add_product(grad_weight, grads.T, some_states.T)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_states, grad_weight, grad_bias, None, None, None
+
+
+def log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, V) logits, which may be overwritten -> log-probabilities (n, V) and entropies (n,)."""
+    if cpu_kernels.take(logits) and not logits.requires_grad:
+        entropies = torch.ops.cpu_kernels.log_softmax_(logits)
+        return logits, entropies
+    log_p = logits.log_softmax(dim=-1)
+    return log_p, -torch.linalg.vecdot(log_p.exp(), log_p)
+
+
+def logit_gradients(
+    log_p: Tensor, targets: Tensor, at_target: Tensor, at_log_p: Tensor, offset: Tensor, may_overwrite: bool
+) -> Tensor:
+    """(n, V) log p, three factors a row -> -(offset + at_log_p * log p) * p, with `at_target` more at the target."""
+    if cpu_kernels.take(log_p):
+        grads = log_p if may_overwrite else torch.empty_like(log_p)
+        torch.ops.cpu_kernels.logit_gradients(log_p, targets, at_target, at_log_p, offset, grads)
+        return grads
+    grads = torch.addcmul(offset[:, None], at_log_p[:, None], log_p).mul_(log_p.exp()).neg_()
+    return grads.scatter_add_(1, targets[:, None], at_target[:, None])
 
 
 def chunk_of_logits(
@@ -134,7 +155,7 @@ def score_targets(
     """The log-probabilities of FusedLinearLogProbs alone, (N,)."""
     size = chunk_size(weight.shape[0], states.device)
     return torch.cat([
-        chunk_of_logits(some_states, weight, bias, temperature, logits).log_softmax(dim=-1)
+        log_softmax(chunk_of_logits(some_states, weight, bias, temperature, logits))[0]
         .gather(-1, some_targets[:, None]).squeeze(-1)
         for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True)
     ])

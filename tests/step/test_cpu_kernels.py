@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.helpers.models import VOCABULARY
 from tests.inference.test_architectures import random_model
-from utils import cpu_kernels
+from utils import cpu_kernels, policy
 from utils.cpu_kernels import (
     KernelMLP,
     KernelNorm,
@@ -123,9 +123,68 @@ def test_what_does_not_fit_is_an_error():
                  lambda: kernels.rms_norm_backward(states[:2], states, random(8), random(3)),
                  lambda: kernels.swiglu(states, states[:2]), lambda: kernels.swiglu_backward(empty, states, states),
                  lambda: kernels.rotate(random(2, 1, 3, 8), random(1, 2, 8), random(1, 2, 8), False),
-                 lambda: kernels.rotate(random(2, 1, 3, 7), random(1, 3, 7), random(1, 3, 7), True)):
-        with pytest.raises(RuntimeError, match="rms_norm: a weight of|kernel: shapes|rotate: angles"):
+                 lambda: kernels.rotate(random(2, 1, 3, 7), random(1, 3, 7), random(1, 3, 7), True),
+                 lambda: kernels.log_softmax_(random(3)), lambda: kernels.log_softmax_(random(3, 8).T),
+                 lambda: kernels.logit_gradients(states, torch.tensor([0, 8, 1]), *[random(3)] * 3, states),
+                 lambda: kernels.logit_gradients(states, torch.tensor([0, 1]), *[random(3)] * 3, states),
+                 lambda: kernels.logit_gradients(states, torch.tensor([0, 1, 2]), *[random(3)] * 3, states[:2])):
+        with pytest.raises(RuntimeError, match="rms_norm: a weight of|kernel: shapes|rotate: angles|logit_gradients:|"
+                                               "log_softmax_: logits"):
             call()
+
+
+# ----- the head -----
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 2), (5, 15), (7, 16), (4, 10_007), (2, 150_000)])
+@pytest.mark.parametrize("shift", [0.0, 80.0, -500.0])
+def test_log_probabilities_and_entropies(rows, size, shift):
+    logits = 4 * random(rows, size) + shift
+    exact = logits.double().log_softmax(dim=-1)
+    entropies = torch.ops.cpu_kernels.log_softmax_(logits)
+    torch.testing.assert_close(logits.double(), exact, rtol=2e-6, atol=1e-6 + 1e-7 * abs(shift))
+    torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(dim=-1), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize("most", [2**26, 40])  # log-probabilities that are kept: all, none
+def test_gradients_of_a_head_are_the_formulas_in_float64(soft_cap, most, monkeypatch):
+    monkeypatch.setattr(policy, "CHUNK_LOGITS", most)
+    monkeypatch.setattr(policy, "CACHE_LOGITS", most)
+    states, weight, bias = random(23, 12), random(19, 12, seed=1), random(19, seed=2)
+    targets = torch.arange(23) % 19
+    found = []
+    for dtype in (torch.float, torch.double):
+        operands = [one.to(dtype).requires_grad_() for one in (states, weight, bias)]
+        logprobs, entropies = policy.FusedLinearLogProbs.apply(*operands, targets, 0.7, policy.Logits(1.3, soft_cap))
+        slopes = random(2, 23, seed=3).to(dtype)
+        loss = (slopes[0] * logprobs + slopes[1] * entropies).sum()
+        found.append([logprobs, entropies, *torch.autograd.grad(loss, operands, retain_graph=True),
+                      *torch.autograd.grad(loss, operands)])  # a second time: nothing that is kept was overwritten
+    for one, exact in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_of_a_model_takes_the_kernels(monkeypatch):
+    """Where no gradient is asked for, too; what autograd follows is not overwritten."""
+    taken = []
+    monkeypatch.setattr(cpu_kernels, "are_there", lambda: taken.append(1) or True)
+    states, weight, targets = random(3, 8), random(5, 8, seed=1), torch.tensor([0, 4, 2])
+    expected = (states @ weight.T).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    found = policy.score_targets(states, weight, None, targets, 1.0, policy.PLAIN_LOGITS)
+    torch.testing.assert_close(found, expected)
+    assert taken
+    weight.requires_grad_()
+    policy.score_targets(states, weight, None, targets, 1.0, policy.PLAIN_LOGITS).sum().backward()
+    assert weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_logit_that_is_not_finite_is_seen(bad):
+    logits = random(3, 40)
+    logits[1, 7] = bad
+    torch.ops.cpu_kernels.log_softmax_(logits)
+    assert logits[1].isnan().all() and logits[[0, 2]].isfinite().all()
 
 
 # ----- in models -----
