@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inference.kv_cache import DecodeState, empty_cache
 from utils import attention
 from utils.attention import Layout, Scores, by_layout, causal_mask, fused, unknown_attention
-from utils.policy import Logits, chunk_of_logits
+from utils.policy import Logits, compute_logits
 from utils.run.errors import BadInput
 
 LAYERS = {"full_attention", "sliding_attention"}  # the types of layers that attend by the two layouts
@@ -182,4 +182,4 @@ class Decoder:
                           **by_layout(ids, layout)).last_hidden_state
 
     def _logits(self, states: Tensor) -> Tensor:
-        return chunk_of_logits(states, self.head.weight, self.head.bias, 1.0, self.logits)
+        return compute_logits(states, self.head.weight, self.head.bias, 1.0, self.logits)

@@ -134,60 +134,61 @@ at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tens
   return out;
 }
 
-// (n, V) logits become their log-probabilities -> entropies (n,). A row is read once from memory, then from the cache.
-at::Tensor log_softmax_(at::Tensor& logits) {
-  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.numel() > 0, "log_softmax_: logits ",
-              logits.sizes());
-  const int64_t n = logits.size(0), v = logits.size(1);
-  at::Tensor entropies = at::empty({n}, logits.options());
-  float *x = logits.data_ptr<float>(), *h = entropies.data_ptr<float>();
-  at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* of = x + row * v;
-      const float highest = maximum(of, v);
-      double sum = 0, weighted = 0;  // of exp(x - highest), and of it times x - highest
-      for (int64_t start = 0; start < v; start += PART) {
-        const int64_t stop = std::min(v, start + PART);
-        float some = 0, some_weighted = 0;
-        for (int64_t i = start; i < stop; ++i) {
-          const float below = of[i] - highest, e = fast_exp(below);
-          some += e;
-          some_weighted += e * below;
-        }
-        sum += some;
-        weighted += some_weighted;
-      }
-      const double log = std::log(sum);
-      h[row] = static_cast<float>(log - weighted / sum);
-      const float shift = static_cast<float>(highest + log);
-      for (int64_t i = 0; i < v; ++i) of[i] -= shift;
-    }
-  });
-  return entropies;
+void check_of_rows(const at::Tensor& logits, std::initializer_list<const at::Tensor*> numbers) {
+  TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.numel() > 0, "head: logits ", logits.sizes());
+  for (const at::Tensor* one : numbers)
+    TORCH_CHECK(one->sizes() == at::IntArrayRef({logits.size(0)}) && one->is_contiguous(), "head: ", one->sizes(),
+                " for logits ", logits.sizes());
 }
 
-// (n, V) log-probabilities and four numbers a row -> `out`, which may be the same tensor: -(offset + at_log_p * log p) * p,
-// and `at_target` added at the target.
-void logit_gradients(const at::Tensor& log_p, const at::Tensor& targets, const at::Tensor& at_target,
-                     const at::Tensor& at_log_p, const at::Tensor& offset, at::Tensor& out) {
-  check_alike(log_p, out);
-  const int64_t n = log_p.size(0), v = log_p.size(1);
-  for (const at::Tensor* one : {&targets, &at_target, &at_log_p, &offset})
-    TORCH_CHECK(one->sizes() == at::IntArrayRef({n}) && one->is_contiguous(), "logit_gradients: ", one->sizes(), " for ",
-                log_p.sizes());
-  const float *x = log_p.const_data_ptr<float>(), *t = at_target.const_data_ptr<float>();
-  const float *a = at_log_p.const_data_ptr<float>(), *b = offset.const_data_ptr<float>();
-  const int64_t* target = targets.const_data_ptr<int64_t>();
-  float* y = out.data_ptr<float>();
-  for (int64_t row = 0; row < n; ++row)
-    TORCH_CHECK(0 <= target[row] && target[row] < v, "logit_gradients: target ", target[row], " of ", v);
+// A part (n, V) of the logits joins what was seen before it, (n,) each: the highest logit, the sum of
+// exp(logit - highest), and the sum of these times logit - highest.
+void add_to_softmax(const at::Tensor& logits, at::Tensor& highest, at::Tensor& sums, at::Tensor& weighted) {
+  check_of_rows(logits, {&highest, &sums, &weighted});
+  const int64_t n = logits.size(0), v = logits.size(1);
+  const float* x = logits.const_data_ptr<float>();
+  float *tops = highest.data_ptr<float>(), *s = sums.data_ptr<float>(), *w = weighted.data_ptr<float>();
   at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* of = x + row * v;
+      const float *of = x + row * v, top = std::max(tops[row], maximum(of, v)), fall = tops[row] - top;
+      double sum = 0, some_weighted = 0;
+      for (int64_t start = 0; start < v; start += PART) {
+        float part = 0, part_weighted = 0;
+        for (int64_t i = start; i < std::min(v, start + PART); ++i) {
+          const float below = of[i] - top, e = fast_exp(below);
+          part += e;
+          part_weighted += e * below;
+        }
+        sum += part;
+        some_weighted += part_weighted;
+      }
+      const float scale = std::exp(fall);
+      w[row] = static_cast<float>(scale * (w[row] + fall * s[row]) + some_weighted);
+      s[row] = static_cast<float>(scale * s[row] + sum);
+      tops[row] = top;
+    }
+  });
+}
+
+// A part (n, V) of the logits and numbers of a row: with log p = logit - log_sum the gradients
+// -(offset + at_log_p * log p) * p go into `out`, which may be the logits, and `at_target` is added at a target of it.
+void logit_gradients(const at::Tensor& logits, const at::Tensor& log_sums, const at::Tensor& targets,
+                     const at::Tensor& at_target, const at::Tensor& at_log_p, const at::Tensor& offset,
+                     at::Tensor& out) {
+  check_alike(logits, out);
+  check_of_rows(logits, {&log_sums, &targets, &at_target, &at_log_p, &offset});
+  const int64_t n = logits.size(0), v = logits.size(1);
+  const float *x = logits.const_data_ptr<float>(), *logs = log_sums.const_data_ptr<float>();
+  const float *t = at_target.const_data_ptr<float>(), *a = at_log_p.const_data_ptr<float>();
+  const float* b = offset.const_data_ptr<float>();
+  const int64_t* target = targets.const_data_ptr<int64_t>();
+  float* y = out.data_ptr<float>();
+  at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float *of = x + row * v, log = logs[row], factor = a[row], constant = b[row];
       float* to = y + row * v;
-      const float factor = a[row], constant = b[row];
-      for (int64_t i = 0; i < v; ++i) to[i] = -(constant + factor * of[i]) * fast_exp(of[i]);
-      to[target[row]] += t[row];
+      for (int64_t i = 0; i < v; ++i) to[i] = -(constant + factor * (of[i] - log)) * fast_exp(of[i] - log);
+      if (0 <= target[row] && target[row] < v) to[target[row]] += t[row];
     }
   });
 }
@@ -200,9 +201,9 @@ TORCH_LIBRARY(cpu_kernels, m) {
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)");
   m.def("rotate(Tensor heads, Tensor cos, Tensor sin, bool is_backward) -> Tensor");
-  m.def("log_softmax_(Tensor(a!) logits) -> Tensor");
-  m.def("logit_gradients(Tensor log_p, Tensor targets, Tensor at_target, Tensor at_log_p, Tensor offset, "
-        "Tensor(a!) out) -> ()");
+  m.def("add_to_softmax(Tensor logits, Tensor(a!) highest, Tensor(b!) sums, Tensor(c!) weighted) -> ()");
+  m.def("logit_gradients(Tensor logits, Tensor log_sums, Tensor targets, Tensor at_target, Tensor at_log_p, "
+        "Tensor offset, Tensor(a!) out) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
@@ -211,6 +212,6 @@ TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
   m.impl("swiglu", swiglu);
   m.impl("swiglu_backward", swiglu_backward);
   m.impl("rotate", rotate);
-  m.impl("log_softmax_", log_softmax_);
+  m.impl("add_to_softmax", add_to_softmax);
   m.impl("logit_gradients", logit_gradients);
 }

@@ -1,7 +1,8 @@
 """The forward pass: token ids in, log-probabilities and entropies of the scored tokens out.
 
-The LM head runs on the N scored states only, a chunk of them at a time, and its gradient is written out by hand: no
-(R, L, V) tensor ever exists, nor an (N, V) one for large vocabularies.
+The LM head runs on the N scored states only, with a part of the vocabulary at a time, and its gradient is written out
+by hand: no (R, L, V) tensor ever exists, nor an (N, V) one for large vocabularies, and every part of the head and of
+its gradient is read or written once.
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from utils import attention, cpu_kernels
 from utils.attention import Layout, by_layout
-from utils.cpu_linear import add_product, product
+from utils.cpu_linear import add_product, outer_product, product
 
-CHUNK_LOGITS = 2**26  # of a chunk at most, on a CPU: 256 MiB in float32; see `most_logits`
-CACHE_LOGITS = 2**20  # of a chunk on a CPU, where several passes over them should find them in its cache
+PART_LOGITS = 2**26  # of a part of the vocabulary at most, on a CPU: 256 MiB in float32; see `most_logits`
+CACHE_LOGITS, CPU_WORDS = 2**22, 1024  # on a CPU no more logits than that, where it has so many words
 LARGE_GPU = 40e9  # bytes
 
 
@@ -25,15 +26,19 @@ def memory_of(device: torch.device) -> int:
 
 
 def most_logits(gpu_bytes: float) -> int:
-    """Logits of a chunk, and log-probabilities kept for the backward pass, at most. On a GPU few chunks are faster; and
-    the gradient of a head in bfloat16 is rounded once for each."""
-    return CHUNK_LOGITS * (1 if not gpu_bytes else 2 if gpu_bytes < LARGE_GPU else 4)
+    """Logits of a part of the vocabulary, and logits kept for the backward pass, at most."""
+    return PART_LOGITS * (1 if not gpu_bytes else 2 if gpu_bytes < LARGE_GPU else 4)
 
 
-def chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Rows of a chunk. A matrix product of few rows is slow, so a CPU takes no fewer than 128 for its cache's sake."""
-    most = max(1, most_logits(memory_of(device)) // vocab_size)
-    return min(most, max(128, CACHE_LOGITS // vocab_size)) if device.type == "cpu" else most
+def part_size(num_states: int, vocab_size: int, gpu_bytes: float) -> int:
+    """Words of a part, all parts but the last alike. A matrix product of few words is slow, so a CPU takes no fewer
+    than 1,024 for its cache's sake."""
+    num_states = max(1, num_states)
+    size = most_logits(gpu_bytes) // num_states
+    if not gpu_bytes:
+        size = min(size, max(CPU_WORDS, CACHE_LOGITS // num_states))
+    size = max(1, size)
+    return -(-vocab_size // -(-vocab_size // size))
 
 
 @dataclass(frozen=True)
@@ -71,98 +76,127 @@ class FusedLinearLogProbs(torch.autograd.Function):
     each state: (N,), (N,), in float32 at least.
 
     With p the probabilities and H their entropy, the logits of a state have the gradients onehot(target) - p of the
-    log-probability and -p (log p + H) of the entropy. Where all log p together are no more than `most_logits` they are
-    kept for the backward pass, else computed again, a chunk at a time; so are those with a soft cap, whose gradient
-    takes the logits themselves.
+    log-probability and -p (log p + H) of the entropy. Where all logits together are no more than `most_logits` they are
+    kept for the backward pass, else computed again, a part of the vocabulary at a time.
     """
 
     @staticmethod
     def forward(
         ctx, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
     ) -> tuple[Tensor, Tensor]:
-        size = chunk_size(weight.shape[0], states.device)
-        is_kept = logits.soft_cap is None and len(states) * weight.shape[0] <= most_logits(memory_of(states.device))
-        logprobs, entropies, kept = [], [], []
-        for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True):
-            log_p, entropy = log_softmax(chunk_of_logits(some_states, weight, bias, temperature, logits))
-            logprobs.append(log_p.gather(-1, some_targets[:, None]).squeeze(-1))
-            entropies.append(entropy)
-            kept += [log_p] * is_kept
-        entropy = torch.cat(entropies)
-        ctx.save_for_backward(states, weight, bias, targets, entropy, *kept)
-        ctx.temperature, ctx.logits, ctx.size = temperature, logits, size
-        return torch.cat(logprobs), entropy
+        is_kept = len(states) * weight.shape[0] <= most_logits(memory_of(states.device))
+        logprobs, entropies, log_sums, kept = score(states, weight, bias, targets, temperature, logits, is_kept)
+        ctx.save_for_backward(states, weight, bias, targets, entropies, log_sums, *kept)
+        ctx.temperature, ctx.logits = temperature, logits
+        return logprobs, entropies
 
     @staticmethod
     def backward(ctx, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets, entropy, *kept = ctx.saved_tensors
-        factor = ctx.temperature / ctx.logits.scale
+        states, weight, bias, targets, entropies, log_sums, *kept = ctx.saved_tensors
+        factor, is_capped = ctx.temperature / ctx.logits.scale, ctx.logits.soft_cap is not None
         of_targets, of_log_p = grad_logprobs / factor, grad_entropies / factor
-        constant = of_targets + of_log_p * entropy
+        constant = of_targets + of_log_p * entropies
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad  # a frozen head needs none
-        grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=entropy.dtype) if needs_bias else None
-        flat = (states, targets, of_targets, of_log_p, constant, grad_states)
-        for number, chunk in enumerate(zip(*(values.split(ctx.size) for values in flat), strict=True)):
-            some_states, some_targets, at_target, at_log_p, offset, out = chunk
-            scores = None if kept else chunk_of_logits(some_states, weight, bias, ctx.temperature, ctx.logits)
-            is_capped = ctx.logits.soft_cap is not None
-            log_p = kept[number] if kept else log_softmax(scores.clone() if is_capped else scores)[0]
-            grads = logit_gradients(log_p, some_targets, at_target, at_log_p, offset, may_overwrite=not kept)
+        grad_states = torch.zeros_like(states, dtype=entropies.dtype)
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        for number, part in enumerate(parts_of(weight, len(states))):
+            scores = kept[number] if kept else logits_of_part(states, weight, bias, part, ctx.temperature, ctx.logits)
+            grads = logit_gradients(scores, log_sums, targets - part.start, of_targets, of_log_p, constant,
+                                    may_overwrite=not kept and not is_capped)
             if is_capped:
                 ctx.logits.cap_gradients(ctx.temperature, scores, grads)
             if grad_bias is not None:
-                grad_bias += grads.sum(dim=0)
+                grad_bias[part] = grads.sum(dim=0)
             grads = grads.to(weight.dtype)
-            out.copy_(product(grads, weight.T))
+            if grads.dtype == grad_states.dtype:
+                add_product(grad_states, grads, weight[part].T)
+            else:
+                grad_states += product(grads, weight[part].T)
             if grad_weight is not None:
-                add_product(grad_weight, grads.T, some_states.T)
-        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_states, grad_weight, grad_bias, None, None, None
+                grad_weight[part] = outer_product(grads, states)
+        return grad_states.to(states.dtype), grad_weight, grad_bias, None, None, None
 
 
-def log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, V) logits, which may be overwritten -> log-probabilities (n, V) and entropies (n,)."""
-    if cpu_kernels.take(logits) and not logits.requires_grad:
-        entropies = torch.ops.cpu_kernels.log_softmax_(logits)
-        return logits, entropies
-    log_p = logits.log_softmax(dim=-1)
-    return log_p, -torch.linalg.vecdot(log_p.exp(), log_p)
+def parts_of(weight: Tensor, num_states: int) -> list[slice]:
+    """Of the vocabulary of a head (V, D)."""
+    vocab_size = len(weight)
+    size = part_size(num_states, vocab_size, memory_of(weight.device))
+    return [slice(first, min(first + size, vocab_size)) for first in range(0, vocab_size, size)]
 
 
-def logit_gradients(
-    log_p: Tensor, targets: Tensor, at_target: Tensor, at_log_p: Tensor, offset: Tensor, may_overwrite: bool
+@torch.no_grad()
+def score(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits,
+    is_kept: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Log-probabilities of the targets, entropies and logarithms of the sums of exponentials, (N,) each, and the parts
+    of the logits, (N, words) each, if they are kept. No gradients."""
+    dtype = torch.promote_types(states.dtype, torch.float)
+    highest = states.new_full((len(states),), torch.finfo(dtype).min, dtype=dtype)
+    sums, weighted, at_target = (torch.zeros_like(highest) for _ in range(3))
+    kept = []
+    for part in parts_of(weight, len(states)):
+        scores = logits_of_part(states, weight, bias, part, temperature, logits)
+        add_to_softmax(scores, highest, sums, weighted)
+        own, is_there = place_in_part(targets - part.start, scores.shape[1])
+        at_target = torch.where(is_there, scores.gather(1, own[:, None])[:, 0], at_target)
+        kept += [scores] * is_kept
+    log_sums = highest + sums.log()
+    return at_target - log_sums, sums.log() - weighted / sums, log_sums, kept
+
+
+def logits_of_part(
+    states: Tensor, weight: Tensor, bias: Tensor | None, part: slice, temperature: float, logits: Logits
 ) -> Tensor:
-    """(n, V) log p, three factors a row -> -(offset + at_log_p * log p) * p, with `at_target` more at the target."""
-    if cpu_kernels.take(log_p):
-        grads = log_p if may_overwrite else torch.empty_like(log_p)
-        torch.ops.cpu_kernels.logit_gradients(log_p, targets, at_target, at_log_p, offset, grads)
-        return grads
-    grads = torch.addcmul(offset[:, None], at_log_p[:, None], log_p).mul_(log_p.exp()).neg_()
-    return grads.scatter_add_(1, targets[:, None], at_target[:, None])
+    return compute_logits(states, weight[part], None if bias is None else bias[part], temperature, logits)
 
 
-def chunk_of_logits(
+def compute_logits(
     states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, logits: Logits
 ) -> Tensor:
     """The head (V, D), (V,) of states (n, D): logits at the temperature, (n, V), in float32 at least."""
     return logits.at(temperature, product(states, weight, bias))
 
 
-def score_targets(
-    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
+def place_in_part(targets: Tensor, num_words: int) -> tuple[Tensor, Tensor]:
+    """Numbers of words, counted from the first of a part, as numbers in it, and whether they are there."""
+    return targets.clamp(0, num_words - 1), (targets >= 0) & (targets < num_words)
+
+
+def add_to_softmax(logits: Tensor, highest: Tensor, sums: Tensor, weighted: Tensor) -> None:
+    """A part of the logits, (N, words), joins what was seen before it, (N,) each: the highest, the sum of exp(logit -
+    highest), and the sum of these times logit - highest."""
+    if cpu_kernels.take(logits):
+        torch.ops.cpu_kernels.add_to_softmax(logits, highest, sums, weighted)
+        return
+    top = torch.maximum(highest, logits.amax(dim=1))
+    fall = highest - top
+    below = logits - top[:, None]
+    exponentials = below.exp()
+    weighted.add_(fall * sums).mul_(fall.exp()).add_(torch.linalg.vecdot(exponentials, below))
+    sums.mul_(fall.exp()).add_(exponentials.sum(dim=1))
+    highest.copy_(top)
+
+
+def logit_gradients(
+    logits: Tensor, log_sums: Tensor, targets: Tensor, at_target: Tensor, at_log_p: Tensor, offset: Tensor,
+    may_overwrite: bool,
 ) -> Tensor:
-    """The log-probabilities of FusedLinearLogProbs alone, (N,)."""
-    size = chunk_size(weight.shape[0], states.device)
-    return torch.cat([
-        log_softmax(chunk_of_logits(some_states, weight, bias, temperature, logits))[0]
-        .gather(-1, some_targets[:, None]).squeeze(-1)
-        for some_states, some_targets in zip(states.split(size), targets.split(size), strict=True)
-    ])
+    """A part of the logits, (N, words), and numbers of a state, (N,) -> with log p = logit - log_sum the gradients
+    -(offset + at_log_p * log p) * p, and `at_target` more at the target, if it is in the part."""
+    if cpu_kernels.take(logits):
+        grads = logits if may_overwrite else torch.empty_like(logits)
+        torch.ops.cpu_kernels.logit_gradients(logits, log_sums, targets, at_target, at_log_p, offset, grads)
+        return grads
+    log_p = logits - log_sums[:, None]
+    grads = torch.addcmul(offset[:, None], at_log_p[:, None], log_p).mul_(log_p.exp_()).neg_()
+    own, is_there = place_in_part(targets, logits.shape[1])
+    return grads.scatter_add_(1, own[:, None], torch.where(is_there, at_target, 0)[:, None])
 
 
-class ChunkedHead(nn.Module):
-    """The LM head, its parameters shared with the model. One module call whatever the number of chunks: under ZeRO-3
+class PartedHead(nn.Module):
+    """The LM head, its parameters shared with the model. One module call whatever the number of parts: under ZeRO-3
     every call gathers the weight on all ranks together, and ranks differ in their number of scored tokens."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, logits: Logits = PLAIN_LOGITS):
@@ -174,7 +208,7 @@ class ChunkedHead(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         given = states, self.weight, self.bias, targets, temperature, self.logits
         if not with_entropies:
-            return score_targets(*given), None
+            return score(*given)[0], None
         return FusedLinearLogProbs.apply(*given)
 
 
@@ -186,7 +220,7 @@ class Policy(nn.Module):
         model.set_attn_implementation(attention.NAME)
         self.model = model
         head = model.get_output_embeddings()
-        self.head = ChunkedHead(head.weight, head.bias, Logits.of(model.config))
+        self.head = PartedHead(head.weight, head.bias, Logits.of(model.config))
 
     def forward(
         self,

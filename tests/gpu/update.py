@@ -23,12 +23,12 @@ from utils.types import Rollout
 GOAL = 0.55  # of the card's FLOP/s
 TOKENS = 16_384
 REPEATS = 3
-CHUNKS = (2**26, 2**28)  # logits
+PARTS = (2**26, 2**28)  # logits
 
 
 @check(8, "update", seconds=60, cpu="quick")
 def update(box: Box) -> Iterator[Figure]:
-    """An update at 0.5B shape, 16,384 tokens: MFU with and without checkpointing, by chunk of logits and by Linear."""
+    """An update at 0.5B shape, 16,384 tokens: MFU with and without checkpointing, by part of logits and by Linear."""
     small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2}
     config = config_of(QWEN["0.5B"], **box.pick({}, small))
@@ -36,11 +36,11 @@ def update(box: Box) -> Iterator[Figure]:
     groups = full_micro_batch(*box.pick((TOKENS, 1024), (600, 60)))
     model = random_model(config, box.device, dtype)
     yield from of_variant("as the project has it", prepare_for_cpu(model), groups, box)
-    present = policy.CHUNK_LOGITS
-    for size in CHUNKS:
-        policy.CHUNK_LOGITS = size
-        yield from of_variant(f"chunks of 2^{size.bit_length() - 1} logits", model, groups, box)
-    policy.CHUNK_LOGITS = present
+    present = policy.PART_LOGITS
+    for size in PARTS:
+        policy.PART_LOGITS = size
+        yield from of_variant(f"parts of 2^{size.bit_length() - 1} logits", model, groups, box)
+    policy.PART_LOGITS = present
     checkpoint_layers(model)
     yield from of_variant("gradient checkpointing", model, groups, box)
     del model

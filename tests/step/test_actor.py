@@ -88,11 +88,12 @@ def test_weights_after_two_updates_equal_plain_pytorch(results, case):
 
 
 @of(zero_worker.CASES)
-def test_ranks_differ_in_micro_batches_and_head_chunks(either, case):
-    """What makes the cases above hard: a filler on one rank only, several chunks, not as many on the other rank."""
+def test_ranks_differ_in_micro_batches_and_parts_of_the_vocabulary(either, case):
+    """What makes the cases above hard: a filler on one rank only, several parts of the vocabulary, not as many on the
+    other rank."""
     result = either[case.name]
     assert sorted(result["num_fillers"]) == [0, 1] and result["num_micro_batches"] > 2
-    first, second = result["num_chunks"]
+    first, second = result["num_parts"]
     assert first != second and max(first) > 2 and max(second) > 2
 
 

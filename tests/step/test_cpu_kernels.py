@@ -117,19 +117,19 @@ def test_numbers_do_not_depend_on_threads(case):
 
 def test_what_does_not_fit_is_an_error():
     """Kernels have pointers: they would read on. ZeRO-3 leaves a weight empty where nobody has gathered it."""
-    kernels, states, empty = torch.ops.cpu_kernels, random(3, 8), torch.empty(0)
+    kernels, states, empty, three = torch.ops.cpu_kernels, random(3, 8), torch.empty(0), [random(3)] * 3
     for call in (lambda: kernels.rms_norm(states, empty, 1e-6),
                  lambda: kernels.rms_norm_backward(states, states, empty, random(3)),
                  lambda: kernels.rms_norm_backward(states[:2], states, random(8), random(3)),
                  lambda: kernels.swiglu(states, states[:2]), lambda: kernels.swiglu_backward(empty, states, states),
                  lambda: kernels.rotate(random(2, 1, 3, 8), random(1, 2, 8), random(1, 2, 8), False),
                  lambda: kernels.rotate(random(2, 1, 3, 7), random(1, 3, 7), random(1, 3, 7), True),
-                 lambda: kernels.log_softmax_(random(3)), lambda: kernels.log_softmax_(random(3, 8).T),
-                 lambda: kernels.logit_gradients(states, torch.tensor([0, 8, 1]), *[random(3)] * 3, states),
-                 lambda: kernels.logit_gradients(states, torch.tensor([0, 1]), *[random(3)] * 3, states),
-                 lambda: kernels.logit_gradients(states, torch.tensor([0, 1, 2]), *[random(3)] * 3, states[:2])):
-        with pytest.raises(RuntimeError, match="rms_norm: a weight of|kernel: shapes|rotate: angles|logit_gradients:|"
-                                               "log_softmax_: logits"):
+                 lambda: kernels.add_to_softmax(random(3), *three),
+                 lambda: kernels.add_to_softmax(random(8, 3).T, *three),
+                 lambda: kernels.add_to_softmax(random(4, 8), *three),
+                 lambda: kernels.logit_gradients(states, random(3), torch.tensor([0, 1]), *three, states),
+                 lambda: kernels.logit_gradients(states, random(3), torch.tensor([0, 1, 2]), *three, states[:2])):
+        with pytest.raises(RuntimeError, match="rms_norm: a weight of|kernel: shapes|rotate: angles|head: "):
             call()
 
 
@@ -138,19 +138,25 @@ def test_what_does_not_fit_is_an_error():
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 2), (5, 15), (7, 16), (4, 10_007), (2, 150_000)])
 @pytest.mark.parametrize("shift", [0.0, 80.0, -500.0])
-def test_log_probabilities_and_entropies(rows, size, shift):
+def test_log_probabilities_and_entropies(rows, size, shift, monkeypatch):
+    """Of a head whose states are logits, in one part and in some."""
     logits = 4 * random(rows, size) + shift
     exact = logits.double().log_softmax(dim=-1)
-    entropies = torch.ops.cpu_kernels.log_softmax_(logits)
-    torch.testing.assert_close(logits.double(), exact, rtol=2e-6, atol=1e-6 + 1e-7 * abs(shift))
-    torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(dim=-1), rtol=2e-6, atol=2e-6)
+    for num_parts in (1, 3):
+        sums = [torch.full((rows,), torch.finfo(torch.float).min), torch.zeros(rows), torch.zeros(rows)]
+        for part in logits.chunk(num_parts, dim=1):
+            torch.ops.cpu_kernels.add_to_softmax(part.contiguous(), *sums)
+        highest, total, weighted = (one.double() for one in sums)
+        assert torch.equal(highest, logits.amax(dim=1).double())
+        torch.testing.assert_close(highest + total.log(), logits.double().logsumexp(dim=1), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(total.log() - weighted / total, -(exact.exp() * exact).sum(dim=1), rtol=2e-6,
+                                   atol=2e-6)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 3.0])
-@pytest.mark.parametrize("most", [2**26, 40])  # log-probabilities that are kept: all, none
+@pytest.mark.parametrize("most", [2**26, 150])  # logits that are kept: all, none
 def test_gradients_of_a_head_are_the_formulas_in_float64(soft_cap, most, monkeypatch):
-    monkeypatch.setattr(policy, "CHUNK_LOGITS", most)
-    monkeypatch.setattr(policy, "CACHE_LOGITS", most)
+    monkeypatch.setattr(policy, "PART_LOGITS", most)
     states, weight, bias = random(23, 12), random(19, 12, seed=1), random(19, seed=2)
     targets = torch.arange(23) % 19
     found = []
@@ -165,26 +171,23 @@ def test_gradients_of_a_head_are_the_formulas_in_float64(soft_cap, most, monkeyp
         torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_the_head_of_a_model_takes_the_kernels(monkeypatch):
-    """Where no gradient is asked for, too; what autograd follows is not overwritten."""
+def test_scores_without_gradients_take_the_kernels(monkeypatch):
     taken = []
     monkeypatch.setattr(cpu_kernels, "are_there", lambda: taken.append(1) or True)
     states, weight, targets = random(3, 8), random(5, 8, seed=1), torch.tensor([0, 4, 2])
     expected = (states @ weight.T).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-    found = policy.score_targets(states, weight, None, targets, 1.0, policy.PLAIN_LOGITS)
+    found = policy.PartedHead(nn.Parameter(weight))(states, targets, 1.0, with_entropies=False)[0]
     torch.testing.assert_close(found, expected)
     assert taken
-    weight.requires_grad_()
-    policy.score_targets(states, weight, None, targets, 1.0, policy.PLAIN_LOGITS).sum().backward()
-    assert weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_logit_that_is_not_finite_is_seen(bad):
-    logits = random(3, 40)
-    logits[1, 7] = bad
-    torch.ops.cpu_kernels.log_softmax_(logits)
-    assert logits[1].isnan().all() and logits[[0, 2]].isfinite().all()
+    states, weight = random(3, 8), random(40, 8, seed=1)
+    states[1, 7] = bad
+    logprobs, entropies, *_ = policy.score(states, weight, None, torch.tensor([0, 4, 2]), 1.0, policy.PLAIN_LOGITS)
+    for one in (logprobs, entropies):
+        assert not one[1].isfinite() and one[[0, 2]].isfinite().all()
 
 
 # ----- in models -----

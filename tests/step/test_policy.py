@@ -1,4 +1,4 @@
-"""The forward pass: chunks change nothing, temperature divides the logits, entropies are in nats."""
+"""The forward pass: parts of the vocabulary change nothing, temperature divides the logits, entropies are in nats."""
 
 import math
 from dataclasses import replace
@@ -24,14 +24,14 @@ from utils import policy
 from utils.actor import checkpoint_layers
 from utils.layouts import Masked
 from utils.policy import (
-    ChunkedHead,
     FusedLinearLogProbs,
     Logits,
+    PartedHead,
     Policy,
-    chunk_of_logits,
-    chunk_size,
+    logits_of_part,
     memory_of,
     most_logits,
+    part_size,
 )
 from utils.run.errors import RunStopped
 
@@ -70,8 +70,8 @@ HEADS = {
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("limit", [2**26, 5 * VOCABULARY])
 def test_scores_and_gradients_are_those_of_the_models_own_logits(monkeypatch, head, temperature, limit):
-    """At the temperature; log-probabilities kept for the backward pass or, where chunks are small, computed again."""
-    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    """At the temperature; log-probabilities kept for the backward pass or, where parts are small, computed again."""
+    monkeypatch.setattr(policy, "PART_LOGITS", limit)
     model = tiny_model(**HEADS[head])
     input_ids, _, _, predictors, targets = inputs()
     model.set_attn_implementation("eager")  # "sdpa" leaves out the soft cap of Gemma 2's scores
@@ -84,46 +84,49 @@ def test_scores_and_gradients_are_those_of_the_models_own_logits(monkeypatch, he
     torch.testing.assert_close(alone, logprobs, **CLOSE)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 12])
-def test_chunks_change_neither_values_nor_gradients(monkeypatch, rows):
+@pytest.mark.parametrize("words", [1, 2, 5, VOCABULARY - 1])
+def test_parts_of_the_vocabulary_change_neither_values_nor_gradients(monkeypatch, words):
     model = tiny_model()
     whole = scores_and_gradients(model)
-    monkeypatch.setattr(policy, "CHUNK_LOGITS", rows * VOCABULARY + VOCABULARY // 2)
+    monkeypatch.setattr(policy, "PART_LOGITS", 13 * words + 6)
     torch.testing.assert_close(scores_and_gradients(model), whole, **CLOSE)
 
 
 @pytest.mark.parametrize(
-    ("limit", "chunks"),
-    [(13 * VOCABULARY, [13]), (13 * VOCABULARY - 1, [12, 1]), (5 * VOCABULARY, [5, 5, 3]), (1, [1] * 13)],
+    ("limit", "parts"),
+    [(13 * VOCABULARY, [VOCABULARY]), (13 * VOCABULARY - 1, [-(-VOCABULARY // 2), VOCABULARY // 2]),
+     (1, [1] * VOCABULARY)],
 )
-def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, chunks):
-    """But for a single state, whose logits are more than the limit already."""
+def test_no_more_logits_than_the_limit_are_alive_at_once(monkeypatch, limit, parts):
+    """But for a single word, whose logits are more than the limit already."""
     sizes = []
 
-    def recording(states, *rest):
-        sizes.append(len(states))
-        return chunk_of_logits(states, *rest)
+    def recording(states, weight, bias, part, *rest):
+        sizes.append(part.stop - part.start)
+        return logits_of_part(states, weight, bias, part, *rest)
 
-    monkeypatch.setattr(policy, "chunk_of_logits", recording)
-    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(policy, "logits_of_part", recording)
+    monkeypatch.setattr(policy, "PART_LOGITS", limit)
     logprobs, _ = Policy(tiny_model())(*inputs(), 1.0)
-    assert sizes == chunks
+    assert sizes == parts
     logprobs.sum().backward()
-    assert sizes == chunks * (1 if len(chunks) == 1 else 2)  # what is too large to be kept is computed again
+    assert sizes == parts * (1 if len(parts) == 1 else 2)  # what is too large to be kept is computed again
 
 
-def test_a_cpu_takes_chunks_that_fit_its_cache_but_no_thin_ones():
-    assert chunk_size(2**10, CPU) == 2**10 and chunk_size(2**17, CPU) == 128
-    assert chunk_size(2**22, CPU) == 16 and chunk_size(2**30, CPU) == 1
+def test_a_cpu_takes_parts_that_fit_its_cache_but_no_thin_ones():
+    assert part_size(2**10, 2**18, 0) == 2**12 and part_size(2**14, 2**18, 0) == 2**10
+    assert part_size(2**20, 2**18, 0) == 2**6 and part_size(2**30, 2**18, 0) == 1  # the limit
+    assert part_size(5_000, 1_500, 0) == 750 and part_size(100, 300, 0) == 300  # parts are alike
+    assert part_size(0, 300, 0) == 300
 
 
-@pytest.mark.parametrize(("gpu_bytes", "logits", "rows"), [(84.9e9, 2**28, 1_766), (42.3e9, 2**28, 1_766),
-                                                           (25.3e9, 2**27, 883)])
-def test_a_gpu_takes_larger_chunks_the_larger_it_is(monkeypatch, gpu_bytes, logits, rows):
-    """Rows for the vocabulary of Qwen2.5."""
+@pytest.mark.parametrize(("gpu_bytes", "logits", "words"), [(84.9e9, 2**28, 30_388), (42.3e9, 2**28, 30_388),
+                                                            (25.3e9, 2**27, 15_194)])
+def test_a_gpu_takes_larger_parts_the_larger_it_is(monkeypatch, gpu_bytes, logits, words):
+    """Words of Qwen2.5's vocabulary for 8,192 scored tokens."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gpu_bytes))
     assert most_logits(memory_of(torch.device("cuda"))) == logits
-    assert chunk_size(151_936, torch.device("cuda")) == rows
+    assert part_size(8_192, 151_936, gpu_bytes) == words
     assert most_logits(memory_of(CPU)) == 2**26
 
 
@@ -131,7 +134,7 @@ def test_a_gpu_takes_larger_chunks_the_larger_it_is(monkeypatch, gpu_bytes, logi
 @pytest.mark.parametrize("logits", [Logits(), Logits(scale=0.5), Logits(scale=2.0, soft_cap=1.3)])
 def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, limit, logits):
     """Kept and computed again, of both outputs."""
-    monkeypatch.setattr(policy, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(policy, "PART_LOGITS", limit)
     random = torch.Generator().manual_seed(0)
     states, weight, bias = (torch.randn(shape, generator=random).requires_grad_() for shape in ((4, 3), (7, 3), 7))
     targets = torch.tensor([0, 6, 2, 2])
@@ -141,7 +144,7 @@ def test_gradients_written_by_hand_are_those_of_finite_differences(monkeypatch, 
 
 def test_scores_by_hand():
     """A head of three words, logits (0, 0, ln 2) and at temperature 1/2 (0, 0, ln 4)."""
-    head = ChunkedHead(torch.nn.Parameter(torch.tensor([[0.0], [0.0], [1.0]])))
+    head = PartedHead(torch.nn.Parameter(torch.tensor([[0.0], [0.0], [1.0]])))
     states, targets = torch.full((2, 1), math.log(2)), torch.tensor([0, 2])
     logprobs, entropies = head(states, targets, 1.0)
     torch.testing.assert_close(logprobs, torch.tensor([0.25, 0.5]).log())
@@ -152,7 +155,7 @@ def test_scores_by_hand():
 
 
 def test_scores_are_at_least_float32_whatever_the_weights_are():
-    head = ChunkedHead(torch.nn.Parameter(torch.randn(5, 3, dtype=torch.bfloat16)))
+    head = PartedHead(torch.nn.Parameter(torch.randn(5, 3, dtype=torch.bfloat16)))
     logprobs, entropies = head(torch.randn(2, 3, dtype=torch.bfloat16), torch.tensor([0, 4]), 1.0)
     assert all(torch.finfo(scores.dtype).bits >= 32 for scores in (logprobs, entropies))
 

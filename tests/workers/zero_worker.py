@@ -34,7 +34,7 @@ LEARNING_RATES = {torch.float32: (1e-3, 5e-4), torch.bfloat16: (2e-2, 1e-2)}  # 
 LOSS_SCALES = (1.0, 0.05)
 MAX_GRAD_NORM = 1.0  # the first update's gradient is clipped to it, the second's is shorter
 MAX_TOKENS = 30  # little more than the longest group: several micro-batches, not as many on each rank
-TOKENS_PER_CHUNK = 3
+PART_LOGITS = 4 * VOCABULARY  # several parts of the vocabulary in every micro-batch, more where more tokens are scored
 GROUP_SIZE = 3
 ADVANTAGES = (0.7, -0.4, -0.3)
 
@@ -335,7 +335,7 @@ def run(case: Case) -> dict:
         "change_over_plain": float(changes @ plain_changes / (plain_changes @ plain_changes)),
         "num_fillers": of_ranks(num_fillers),
         "num_micro_batches": len(first),
-        "num_chunks": of_ranks([-(-len(one.targets) // TOKENS_PER_CHUNK) for one in first]),
+        "num_parts": of_ranks([-(-VOCABULARY // policy.part_size(len(one.targets), VOCABULARY, 0)) for one in first]),
         "layer_calls_per_micro_batch": len(layer_calls) / len(micro_batches),
         "reference_change": largest(reference_after - reference_before),
         "reference_difference": largest(reference_before - plain_response_logprobs(case)),
@@ -368,7 +368,7 @@ def adam_difference() -> tuple[float, float]:
 
 
 def prepare(folder: str) -> None:
-    policy.CHUNK_LOGITS = TOKENS_PER_CHUNK * VOCABULARY
+    policy.PART_LOGITS = PART_LOGITS
     utils.actor.GATHER_BUCKET = 4_000  # weights, of about 20,000
     if torch.float32 is torch.float64:  # tests/helpers/in_float64
         deepspeed.ops.adam.DeepSpeedCPUAdam = torch.optim.AdamW  # DeepSpeed's own, in C++, has no float64

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from inference.kv_cache import PREFILL_TOKENS, max_batch
 from utils.deepspeed_config import adds_up_in_float32
-from utils.policy import most_logits
+from utils.policy import most_logits, part_size
 from utils.setup.shapes import Shape
 
 GIB = 2**30
@@ -156,13 +156,13 @@ def activations(shape: Shape, tokens: int, key_copies: float, b: int, gradient_c
 
 
 def head(shape: Shape, tokens: int, b: int, gpu_bytes: float, is_frozen: bool = False) -> float:
-    """The LM head's part of the backward pass: the scored states, three float32 tensors of a chunk of logits, all
-    log-probabilities where they are kept, and the gradient of the head beside the one it is added to."""
-    most = most_logits(gpu_bytes)
-    logits = max(shape.vocab_size, min(most, tokens * shape.vocab_size))
-    kept = tokens * shape.vocab_size if tokens * shape.vocab_size <= most else 0
+    """The LM head's part of the backward pass: the scored states and their gradient in float32, three float32 tensors
+    of the logits of a part of the vocabulary, all logits where they are kept, and the gradient of the head beside the
+    one it is added to."""
+    logits = tokens * part_size(tokens, shape.vocab_size, gpu_bytes)
+    kept = tokens * shape.vocab_size if tokens * shape.vocab_size <= most_logits(gpu_bytes) else 0
     gradients = 0 if is_frozen else 2 * b * shape.vocab_size * shape.hidden_size
-    return tokens * b * shape.hidden_size + (12 + b) * logits + 4 * kept + gradients
+    return tokens * (b + 4) * shape.hidden_size + (12 + b) * logits + 4 * kept + gradients
 
 
 def key_copies(run: Run) -> float:
