@@ -14,5 +14,6 @@ class KernelStep(Step):
         state, layer = self.state, module.layer_idx
         caches = (state.prefix_keys[layer], state.prefix_values[layer], state.suffix_keys[layer],
                   state.suffix_values[layer])
-        return torch.ops.cpu_kernels.attend_latest(query, key, value, *caches, state.prefix_lengths, self.width,
+        width = int(state.position) + 1  # where shapes are fixed, `self.width` is more
+        return torch.ops.cpu_kernels.attend_latest(query, key, value, *caches, state.prefix_lengths, width,
                                                    scores.scale)

@@ -16,7 +16,7 @@ CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/memory.sh
 case "$MEMORY" in # GB of a GPU; at the end of a line what the run takes of one, as the plan estimates it
     80) memory=(--max_tokens_per_micro_batch 16384 --kv_cache_gb 17 --engine_memory_fraction 0.3) ;; # 55 GiB
-    40) memory=(--max_tokens_per_micro_batch 6144 --kv_cache_gb 16 --engine_memory_fraction 0.35) ;; # 36 GiB
+    40) memory=(--max_tokens_per_micro_batch 7168 --kv_cache_gb 16 --engine_memory_fraction 0.35) ;; # 36 GiB
     24) memory=(--gradient_checkpointing --offload --max_tokens_per_micro_batch 16384 --kv_cache_gb 8 --engine_memory_fraction 0.6) ;; # 18 GiB
 esac
 source launch_scripts/setup.sh auto

@@ -15,7 +15,7 @@ CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch_scripts/memory.sh
 case "$MEMORY" in # GB of a GPU; at the end of a line what the run takes of one, as the plan estimates it
     80) memory=(--max_tokens_per_micro_batch 16384 --kv_cache_gb 7 --engine_memory_fraction 0.15) ;; # 45 GiB
-    40) memory=(--max_tokens_per_micro_batch 10240 --kv_cache_gb 7 --engine_memory_fraction 0.3) ;; # 36 GiB
+    40) memory=(--max_tokens_per_micro_batch 11264 --kv_cache_gb 7 --engine_memory_fraction 0.3) ;; # 36 GiB
     24) memory=(--gradient_checkpointing --max_tokens_per_micro_batch 13312 --kv_cache_gb 4 --engine_memory_fraction 0.25) ;; # 21 GiB
 esac
 source launch_scripts/setup.sh auto

@@ -23,8 +23,8 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedModel
 
 from utils.cpu_linear import use_products
-from utils.run import distributed, watchdog
-from utils.run.devices import extensions_root
+from utils.run import distributed
+from utils.run.environment import extensions_root
 
 SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_attention.cpp", "cpu_kernels.h")]
 # NaN and infinity stay what they are; sums may be added in another order than written.
@@ -55,7 +55,6 @@ def are_there() -> bool:
         if whole.exists():
             torch.ops.load_library(folder / f"{name}.so")
         else:
-            watchdog.phase("compiling utils/cpu_kernels.cpp")
             folder.mkdir(exist_ok=True)
             cpp_extension.load(name, list(map(str, SOURCES[:2])), extra_cflags=FLAGS, build_directory=str(folder),
                                is_python_module=False)

@@ -64,14 +64,16 @@ def test_a_step_is_the_plain_one_in_float64(segments, slots, kv_heads, per_head,
         assert torch.equal(ours.double(), theirs)
 
 
+@pytest.mark.parametrize("captured", [None, lambda step: step], ids=["usual", "fixed"])
 @pytest.mark.parametrize("group_size", [1, 5])
 @pytest.mark.parametrize("kind", ["Qwen2", "Olmo3"])  # by LlamaDecoder; by the model's own layers, one with a window
-def test_samples_are_the_same(group_size, kind, monkeypatch):
+def test_samples_are_the_same(group_size, kind, captured, monkeypatch):
     """Rows end at many times: caches are compacted, and grow."""
     monkeypatch.setattr(torch_engine, "FIRST_CAPACITY", 4)
     model = tiny_model(seed=35, head_dim=16) if kind == "Qwen2" else random_model(kind, head_dim=16)
     engines = [TorchEngine(model, (1, 3, 7), kv_cache_gb=1.0) for _ in range(2)]
     assert engines[0].decoder.step_type is KernelStep
+    engines[0].captured = captured
     engines[1].decoder.step_type = Step
     prompts, sampling = random_prompts(LENGTHS), Sampling(group_size, 40, 0.8)
     ours, theirs = (engine.generate(prompts, sampling) for engine in engines)

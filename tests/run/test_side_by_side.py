@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.helpers.launching import DEEPSPEED, ROOT, launch_words, to_words, training_lines
-from utils.run import devices
+from utils.run import environment
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_two_runs_side_by_side_need_no_port_and_give_the_same_numbers(flags, tmp
         assert run.returncode == 0, output[-6000:]
     one, other = ([line["loss"] for line in training_lines(tmp_path / name)] for name in ("one", "other"))
     assert one == other and len(one) == 2
-    assert not list(devices.extensions_root().glob(".port_*"))
+    assert not list(environment.extensions_root().glob(".port_*"))
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_told_in_one_line(flags, tmp_path):

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 from utils.run import launcher
 from utils.run.errors import BadMachine
@@ -80,10 +79,3 @@ def divide_threads() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // num_processes()))
-
-
-def extensions_root() -> Path:
-    """Where PyTorch keeps what it compiles for this user, made if it is missing."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    root.mkdir(parents=True, exist_ok=True)
-    return root

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import cpp_extension
 
 from utils import ROOT
 
@@ -88,3 +89,10 @@ def environment() -> dict[str, Any]:
         },
         "git": git_state(),
     }
+
+
+def extensions_root() -> Path:
+    """Where PyTorch keeps what it compiles for this user, made if it is missing."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    return root

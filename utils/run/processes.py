@@ -17,7 +17,7 @@ import torch.distributed as dist
 import transformers
 
 from utils.cpu_linear import set_matmul_precision
-from utils.run import devices, distributed, watchdog
+from utils.run import devices, distributed, environment, watchdog
 from utils.run.errors import RunStopped, require
 from utils.run.launcher import launcher_folder, stat
 from utils.run.output_dir import LOCK, lock_output_dir
@@ -122,7 +122,7 @@ def _store_at_free_port(launcher: str | None, timeout: timedelta) -> dist.TCPSto
     """The default port may be another run's. So rank 0 takes a free one, and a file tells it to the other ranks, if
     there are any. MASTER_PORT has it then too: DeepSpeed names its shared memory by it."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    file = devices.extensions_root() / f".port_{platform.node()}_{launcher}"
+    file = environment.extensions_root() / f".port_{platform.node()}_{launcher}"
     if rank == 0:
         store = dist.TCPStore("127.0.0.1", 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
         os.environ["MASTER_PORT"] = str(store.port)
@@ -155,7 +155,7 @@ def _unlink_shared_memory() -> None:
 def _forget_abandoned_locks() -> None:
     """PyTorch guards the building and loading of DeepSpeed's C++ ops by lock files, and waits for ever where a killed
     process has left one. If no other process of ours is alive on this machine, whatever lies there is abandoned."""
-    root = devices.extensions_root()
+    root = environment.extensions_root()
     in_use = (root / ".in_use").open("a")
     with contextlib.suppress(OSError):  # another process is alive
         fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
