@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inference.kv_cache import DecodeState, empty_cache
 from utils import attention
 from utils.attention import Layout, Scores, by_layout, causal_mask, fused, unknown_attention
-from utils.policy import Logits, compute_logits
+from utils.logits import Logits, compute_logits
 from utils.run.errors import BadInput
 
 LAYERS = {"full_attention", "sliding_attention"}  # the types of layers that attend by the two layouts

@@ -5,15 +5,14 @@ by hand: no (R, L, V) tensor ever exists, nor an (N, V) one for large vocabulari
 its gradient is read or written once.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from utils import attention, cpu_kernels
 from utils.attention import Layout, by_layout
 from utils.cpu_linear import add_product, outer_product, product
+from utils.logits import PLAIN_LOGITS, Logits, compute_logits
 
 PART_LOGITS = 2**26  # of a part of the vocabulary at most, on a CPU: 256 MiB in float32; see `most_logits`
 CACHE_LOGITS, CPU_WORDS = 2**22, 1024  # on a CPU no more logits than that, where it has so many words
@@ -39,36 +38,6 @@ def part_size(num_states: int, vocab_size: int, gpu_bytes: float) -> int:
         size = min(size, max(CPU_WORDS, CACHE_LOGITS // num_states))
     size = max(1, size)
     return -(-vocab_size // -(-vocab_size // size))
-
-
-@dataclass(frozen=True)
-class Logits:
-    """What a model makes of `states @ weight.T + bias` before it calls it logits: times `scale` (Granite, Cohere), then
-    soft_cap * tanh(logits / soft_cap) where there is a soft cap (Gemma 2). Then comes the temperature."""
-
-    scale: float = 1.0
-    soft_cap: float | None = None
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> "Logits":
-        settings = config.get_text_config().to_dict()
-        scale = settings.get("logit_scale") or 1 / (settings.get("logits_scaling") or 1)
-        return cls(scale, settings.get("final_logit_softcapping"))
-
-    def at(self, temperature: float, products: Tensor) -> Tensor:
-        """(n, V) products, which are overwritten -> logits at the temperature, in float32 at least."""
-        products = products.to(torch.promote_types(products.dtype, torch.float))
-        if self.soft_cap is None:
-            return products if temperature == self.scale else products.div_(temperature / self.scale)
-        return products.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap / temperature)
-
-    def cap_gradients(self, temperature: float, logits: Tensor, grad_logits: Tensor) -> None:
-        """With a soft cap: gradients (n, V) of `logits`, which `at` returned, become in place those of what is capped,
-        over the same factors."""
-        grad_logits.addcmul_(grad_logits, (logits * (temperature / self.soft_cap)).square_(), value=-1)  # 1 - tanh^2
-
-
-PLAIN_LOGITS = Logits()
 
 
 class FusedLinearLogProbs(torch.autograd.Function):
@@ -150,13 +119,6 @@ def logits_of_part(
     states: Tensor, weight: Tensor, bias: Tensor | None, part: slice, temperature: float, logits: Logits
 ) -> Tensor:
     return compute_logits(states, weight[part], None if bias is None else bias[part], temperature, logits)
-
-
-def compute_logits(
-    states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, logits: Logits
-) -> Tensor:
-    """The head (V, D), (V,) of states (n, D): logits at the temperature, (n, V), in float32 at least."""
-    return logits.at(temperature, product(states, weight, bias))
 
 
 def place_in_part(targets: Tensor, num_words: int) -> tuple[Tensor, Tensor]:
