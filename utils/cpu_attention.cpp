@@ -8,8 +8,8 @@ namespace {
 
 typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
 constexpr int64_t DIVISOR = 16;  // of the size of a head, whatever the processor
-constexpr int64_t ROWS = 4;    // queries that meet the keys of a prefix together, in decoding
-constexpr int64_t BLOCK = 32;  // queries whose scores are there at once, in training
+constexpr int64_t ROWS = 4;      // queries that meet the keys of a prefix together, in decoding
+constexpr int64_t BLOCK = 32;    // queries whose scores are there at once, in training
 
 inline int64_t whole_vectors(int64_t num) { return (num + LANES - 1) / LANES * LANES; }
 
@@ -129,8 +129,8 @@ at::Tensor attend_latest(const at::Tensor& query, const at::Tensor& key, const a
   TORCH_CHECK(query.sizes() == at::IntArrayRef({S * K, H * Q, 1, D}) && query.stride(3) == 1 && D % DIVISOR == 0 &&
                   key.sizes() == at::IntArrayRef({S * K, H, 1, D}) && key.stride(3) == 1 &&
                   value.sizes() == key.sizes() && value.stride(3) == 1 &&
-                  prefix_keys.sizes() == at::IntArrayRef({S, H, T, D}) && prefix_lengths.numel() == S && width > 0 &&
-                  width <= capacity,
+                  prefix_keys.sizes() == at::IntArrayRef({S, H, T, D}) && prefix_lengths.numel() == S &&
+                  prefix_lengths.is_contiguous() && width > 0 && width <= capacity,
               "attend_latest: queries ", query.sizes(), ", keys ", key.sizes(), ", prefixes ", prefix_keys.sizes(),
               ", suffixes ", suffix_keys.sizes(), ", width ", width);
   check_alike(prefix_keys, prefix_values);
@@ -233,6 +233,56 @@ void check_heads(const at::Tensor& query, const at::Tensor& key, const at::Tenso
               ", values ", value.sizes());
 }
 
+// Tokens `own` .. + `num` of a stretch, which see `shared` tokens from `prefix` on (none, if they are a prefix), and of
+// them the queries of a block: `rows` from token `token` on, of query head `head`, which see `seen` keys at most, of
+// key-value head `h`: the first row `seen` - `rows` + 1.
+struct Block {
+  int64_t prefix, shared, own, num, h, head, token, rows, seen;
+};
+
+// What a thread computes in: keys and values of a stretch and its prefix as columns, `width` of them; and for each
+// query of a block a row.
+struct Scratch {
+  int64_t width;
+  std::vector<float> keys, values, weights, slopes;
+
+  Scratch(int64_t width_, int64_t d)
+      : width(width_), keys(d * width_), values(d * width_), weights(BLOCK * width_), slopes(BLOCK * width_) {}
+};
+
+// For each stretch and key-value head `prepare(scratch, block)`, whose block has no queries yet, then `attend(scratch,
+// block)` for all blocks. A prefix with what shares it is one thread's.
+template <typename Prepare, typename Attend>
+void for_each_block(const Packed& packed, int64_t num_kv_heads, int64_t per_head, int64_t d, const Prepare& prepare,
+                    const Attend& attend) {
+  at::parallel_for(0, packed.num_groups * num_kv_heads, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch(whole_vectors(packed.longest), d);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = packed.groups[item / num_kv_heads], last = packed.groups[item / num_kv_heads + 1];
+      for (int64_t i = first; i < last; ++i) {
+        Block block{packed.starts[first], i == first ? 0 : packed.lengths[first], packed.starts[i], packed.lengths[i],
+                    item % num_kv_heads};
+        prepare(scratch, block);
+        for (int64_t n = 0; n < per_head; ++n) {
+          for (int64_t done = 0; done < block.num; done += BLOCK) {
+            block.head = block.h * per_head + n;
+            block.token = block.own + done;
+            block.rows = std::min(BLOCK, block.num - done);
+            block.seen = block.shared + done + block.rows;
+            attend(scratch, block);
+          }
+        }
+      }
+    }
+  });
+}
+
+// The stretch's heads as columns of `columns`, after those of the prefix, which are there; zeros up to a whole vector.
+void put_after_prefix(const Heads& heads, const Block& block, int64_t d, int64_t width, std::vector<float>& columns) {
+  const int64_t end = whole_vectors(block.shared + block.num) - block.shared;
+  transpose(heads.at(block.own, block.h), heads.row, block.num, d, columns.data() + block.shared, width, end);
+}
+
 // (N, H * Q, D) queries, (N, H, D) keys and values -> (N, H * Q, D), 0 where a token is in no stretch, and (N, H * Q)
 // logarithms of the sums of weights.
 std::tuple<at::Tensor, at::Tensor> attend_packed(const at::Tensor& query, const at::Tensor& key,
@@ -244,36 +294,25 @@ std::tuple<at::Tensor, at::Tensor> attend_packed(const at::Tensor& query, const 
   const Heads q(query), k(key), v(value);
   at::Tensor out = at::zeros({N, H * Q, D}, query.options()), sums = at::zeros({N, H * Q}, query.options());
   float *to = out.data_ptr<float>(), *logs = sums.data_ptr<float>();
-  const int64_t width = whole_vectors(packed.longest);
-  at::parallel_for(0, packed.num_groups * H, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> keys(D * width), scores(BLOCK * width);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t g = item / H, h = item % H, prefix = packed.starts[packed.groups[g]];
-      for (int64_t i = packed.groups[g]; i < packed.groups[g + 1]; ++i) {
-        const int64_t own = packed.starts[i], num = packed.lengths[i];
-        const int64_t shared = i == packed.groups[g] ? 0 : packed.lengths[packed.groups[g]];
-        transpose(k.at(own, h), k.row, num, D, keys.data() + shared, width, whole_vectors(shared + num) - shared);
-        for (int64_t head = h * Q; head < (h + 1) * Q; ++head) {
-          for (int64_t first = 0; first < num; first += BLOCK) {
-            const int64_t rows = std::min(BLOCK, num - first), seen = shared + first + rows;
-            multiply(q.at(own + first, head), q.row, 1, keys.data(), width, scores.data(), width, rows,
-                     whole_vectors(seen), D, false);
-            for (int64_t r = 0; r < rows; ++r) {
-              float* row = scores.data() + r * width;
-              const int64_t count = shared + first + r + 1;
-              logs[(own + first + r) * H * Q + head] = softmax(row, count, static_cast<float>(scale));
-              std::fill(row + count, row + seen, 0.0f);
-            }
-            float* mixed = to + ((own + first) * H * Q + head) * D;
-            multiply(scores.data() + shared, width, 1, v.at(own, h), v.row, mixed, H * Q * D, rows, D, first + rows,
-                     false);
-            if (shared > 0)
-              multiply(scores.data(), width, 1, v.at(prefix, h), v.row, mixed, H * Q * D, rows, D, shared, true);
-          }
-        }
-      }
+  auto prepare = [&](Scratch& scratch, const Block& block) {
+    put_after_prefix(k, block, D, scratch.width, scratch.keys);
+  };
+  auto attend = [&](Scratch& scratch, const Block& block) {
+    const int64_t width = scratch.width, own_keys = block.seen - block.shared;
+    float *weights = scratch.weights.data(), *mixed = to + (block.token * H * Q + block.head) * D;
+    multiply(q.at(block.token, block.head), q.row, 1, scratch.keys.data(), width, weights, width, block.rows,
+             whole_vectors(block.seen), D, false);
+    for (int64_t r = 0; r < block.rows; ++r) {
+      float* row = weights + r * width;
+      const int64_t count = block.seen - block.rows + r + 1;
+      logs[(block.token + r) * H * Q + block.head] = softmax(row, count, static_cast<float>(scale));
+      std::fill(row + count, row + block.seen, 0.0f);
     }
-  });
+    multiply(weights + block.shared, width, 1, v.at(block.own, block.h), v.row, mixed, H * Q * D, block.rows, D,
+             own_keys, false);
+    multiply(weights, width, 1, v.at(block.prefix, block.h), v.row, mixed, H * Q * D, block.rows, D, block.shared, true);
+  };
+  for_each_block(packed, H, Q, D, prepare, attend);
   return {out, sums};
 }
 
@@ -296,52 +335,41 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_packed_backward(
   float* to_value = of_value.data_ptr<float>();
   const float* logs = sums.const_data_ptr<float>();
   const float scale = static_cast<float>(scale_);
-  const int64_t width = whole_vectors(packed.longest);
-  at::parallel_for(0, packed.num_groups * H, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> keys(D * width), values(D * width), weights(BLOCK * width), slopes(BLOCK * width);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t g = item / H, h = item % H, prefix = packed.starts[packed.groups[g]];
-      for (int64_t i = packed.groups[g]; i < packed.groups[g + 1]; ++i) {
-        const int64_t own = packed.starts[i], num = packed.lengths[i];
-        const int64_t shared = i == packed.groups[g] ? 0 : packed.lengths[packed.groups[g]];
-        const int64_t last = whole_vectors(shared + num) - shared;
-        transpose(k.at(own, h), k.row, num, D, keys.data() + shared, width, last);
-        transpose(v.at(own, h), v.row, num, D, values.data() + shared, width, last);
-        for (int64_t head = h * Q; head < (h + 1) * Q; ++head) {
-          for (int64_t first = 0; first < num; first += BLOCK) {
-            const int64_t rows = std::min(BLOCK, num - first), seen = shared + first + rows, ends = whole_vectors(seen);
-            const float *queries = q.at(own + first, head), *given = slope.at(own + first, head);
-            float *w = weights.data(), *u = slopes.data(), *query_slopes = to_query + ((own + first) * H * Q + head) * D;
-            multiply(queries, q.row, 1, keys.data(), width, w, width, rows, ends, D, false);
-            multiply(given, slope.row, 1, values.data(), width, u, width, rows, ends, D, false);
-            for (int64_t r = 0; r < rows; ++r) {
-              const int64_t token = own + first + r, count = shared + first + r + 1;
-              const float log = logs[token * H * Q + head];
-              const float *one = slope.at(token, head), *other = result.at(token, head);
-              float mean = 0, *of_row = w + r * width, *slopes_of_row = u + r * width;
-              for (int64_t j = 0; j < D; ++j) mean += one[j] * other[j];
-              for (int64_t t = 0; t < count; ++t) {
-                of_row[t] = fast_exp(scale * of_row[t] - log);
-                slopes_of_row[t] = scale * of_row[t] * (slopes_of_row[t] - mean);
-              }
-              std::fill(of_row + count, of_row + seen, 0.0f);
-              std::fill(slopes_of_row + count, slopes_of_row + seen, 0.0f);
-            }
-            const int64_t own_keys = first + rows;
-            multiply(u + shared, width, 1, k.at(own, h), k.row, query_slopes, H * Q * D, rows, D, own_keys, false);
-            multiply(u + shared, 1, width, queries, q.row, to_key + (own * H + h) * D, H * D, own_keys, D, rows, true);
-            multiply(w + shared, 1, width, given, slope.row, to_value + (own * H + h) * D, H * D, own_keys, D, rows,
-                     true);
-            if (shared > 0) {
-              multiply(u, width, 1, k.at(prefix, h), k.row, query_slopes, H * Q * D, rows, D, shared, true);
-              multiply(u, 1, width, queries, q.row, to_key + (prefix * H + h) * D, H * D, shared, D, rows, true);
-              multiply(w, 1, width, given, slope.row, to_value + (prefix * H + h) * D, H * D, shared, D, rows, true);
-            }
-          }
-        }
+  auto prepare = [&](Scratch& scratch, const Block& block) {
+    put_after_prefix(k, block, D, scratch.width, scratch.keys);
+    put_after_prefix(v, block, D, scratch.width, scratch.values);
+  };
+  auto attend = [&](Scratch& scratch, const Block& block) {
+    const int64_t width = scratch.width, rows = block.rows, ends = whole_vectors(block.seen);
+    const float *queries = q.at(block.token, block.head), *given = slope.at(block.token, block.head);
+    float *w = scratch.weights.data(), *u = scratch.slopes.data();
+    float* query_slopes = to_query + (block.token * H * Q + block.head) * D;
+    multiply(queries, q.row, 1, scratch.keys.data(), width, w, width, rows, ends, D, false);
+    multiply(given, slope.row, 1, scratch.values.data(), width, u, width, rows, ends, D, false);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t token = block.token + r, count = block.seen - rows + r + 1;
+      const float log = logs[token * H * Q + block.head];
+      const float *one = slope.at(token, block.head), *other = result.at(token, block.head);
+      float mean = 0, *weights = w + r * width, *slopes = u + r * width;
+      for (int64_t j = 0; j < D; ++j) mean += one[j] * other[j];
+      for (int64_t t = 0; t < count; ++t) {
+        weights[t] = fast_exp(scale * weights[t] - log);
+        slopes[t] = scale * weights[t] * (slopes[t] - mean);
       }
+      std::fill(weights + count, weights + block.seen, 0.0f);
+      std::fill(slopes + count, slopes + block.seen, 0.0f);
     }
-  });
+    // Keys `first` .. + `num` of the rows are tokens from `token` on.
+    auto back = [&](int64_t first, int64_t num, int64_t token, bool adds) {
+      const int64_t place = (token * H + block.h) * D;
+      multiply(u + first, width, 1, k.at(token, block.h), k.row, query_slopes, H * Q * D, rows, D, num, adds);
+      multiply(u + first, 1, width, queries, q.row, to_key + place, H * D, num, D, rows, true);
+      multiply(w + first, 1, width, given, slope.row, to_value + place, H * D, num, D, rows, true);
+    };
+    back(block.shared, block.seen - block.shared, block.own, false);
+    back(0, block.shared, block.prefix, true);
+  };
+  for_each_block(packed, H, Q, D, prepare, attend);
   return {of_query, of_key, of_value};
 }
 

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 64;    // rows whose gradients of a weight are added up before they meet others
+constexpr int64_t BLOCK = 64;   // rows whose gradients of a weight are added up before they meet others
 constexpr int64_t PART = 4096;  // numbers of a row that are added up before they meet others
 
 void check_weight(const at::Tensor& states, const at::Tensor& weight) {
@@ -42,6 +42,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, con
                                                      const at::Tensor& weight, const at::Tensor& factors) {
   check_weight(states, weight);
   check_alike(grad, states);
+  TORCH_CHECK(factors.numel() == num_rows(states) && factors.is_contiguous(), "rms_norm: a weight of other rows");
   const int64_t d = states.size(-1), n = num_rows(states), blocks = (n + BLOCK - 1) / BLOCK;
   at::Tensor out = at::empty_like(states), sums = at::zeros({blocks, d}, states.options());
   const float *g = grad.const_data_ptr<float>(), *x = states.const_data_ptr<float>();
@@ -141,17 +142,18 @@ void check_of_rows(const at::Tensor& logits, std::initializer_list<const at::Ten
                 " for logits ", logits.sizes());
 }
 
-// A part (n, V) of the logits joins what was seen before it, (n,) each: the highest logit, the sum of
-// exp(logit - highest), and the sum of these times logit - highest.
-void add_to_softmax(const at::Tensor& logits, at::Tensor& highest, at::Tensor& sums, at::Tensor& weighted) {
-  check_of_rows(logits, {&highest, &sums, &weighted});
+// (n, V) logits -> the highest, the logarithm of the sum of exp(logit - highest), the entropy of the softmax, (n,) each.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> softmax_sums(const at::Tensor& logits) {
+  check_of_rows(logits, {});
   const int64_t n = logits.size(0), v = logits.size(1);
+  at::Tensor highest = at::empty({n}, logits.options()), log_sums = at::empty_like(highest);
+  at::Tensor entropies = at::empty_like(highest);
   const float* x = logits.const_data_ptr<float>();
-  float *tops = highest.data_ptr<float>(), *s = sums.data_ptr<float>(), *w = weighted.data_ptr<float>();
+  float *tops = highest.data_ptr<float>(), *l = log_sums.data_ptr<float>(), *h = entropies.data_ptr<float>();
   at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float *of = x + row * v, top = std::max(tops[row], maximum(of, v)), fall = tops[row] - top;
-      double sum = 0, some_weighted = 0;
+      const float *of = x + row * v, top = maximum(of, v);
+      double sum = 0, weighted = 0;  // of exp(logit - top), and of these times logit - top
       for (int64_t start = 0; start < v; start += PART) {
         float part = 0, part_weighted = 0;
         for (int64_t i = start; i < std::min(v, start + PART); ++i) {
@@ -160,14 +162,15 @@ void add_to_softmax(const at::Tensor& logits, at::Tensor& highest, at::Tensor& s
           part_weighted += e * below;
         }
         sum += part;
-        some_weighted += part_weighted;
+        weighted += part_weighted;
       }
-      const float scale = std::exp(fall);
-      w[row] = static_cast<float>(scale * (w[row] + fall * s[row]) + some_weighted);
-      s[row] = static_cast<float>(scale * s[row] + sum);
+      const double log = std::log(sum);
       tops[row] = top;
+      l[row] = static_cast<float>(log);
+      h[row] = static_cast<float>(log - weighted / sum);
     }
   });
+  return {highest, log_sums, entropies};
 }
 
 // A part (n, V) of the logits and numbers of a row: with log p = logit - log_sum the gradients
@@ -201,7 +204,7 @@ TORCH_LIBRARY(cpu_kernels, m) {
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)");
   m.def("rotate(Tensor heads, Tensor cos, Tensor sin, bool is_backward) -> Tensor");
-  m.def("add_to_softmax(Tensor logits, Tensor(a!) highest, Tensor(b!) sums, Tensor(c!) weighted) -> ()");
+  m.def("softmax_sums(Tensor logits) -> (Tensor, Tensor, Tensor)");
   m.def("logit_gradients(Tensor logits, Tensor log_sums, Tensor targets, Tensor at_target, Tensor at_log_p, "
         "Tensor offset, Tensor(a!) out) -> ()");
 }
@@ -212,6 +215,6 @@ TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
   m.impl("swiglu", swiglu);
   m.impl("swiglu_backward", swiglu_backward);
   m.impl("rotate", rotate);
-  m.impl("add_to_softmax", add_to_softmax);
+  m.impl("softmax_sums", softmax_sums);
   m.impl("logit_gradients", logit_gradients);
 }

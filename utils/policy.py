@@ -54,7 +54,8 @@ class FusedLinearLogProbs(torch.autograd.Function):
         ctx, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits
     ) -> tuple[Tensor, Tensor]:
         is_kept = len(states) * weight.shape[0] <= most_logits(memory_of(states.device))
-        logprobs, entropies, log_sums, kept = score(states, weight, bias, targets, temperature, logits, is_kept)
+        given = states, weight, bias, targets, temperature, logits
+        logprobs, entropies, log_sums, kept = score(*given, with_entropies=True, is_kept=is_kept)
         ctx.save_for_backward(states, weight, bias, targets, entropies, log_sums, *kept)
         ctx.temperature, ctx.logits = temperature, logits
         return logprobs, entropies
@@ -96,49 +97,58 @@ def parts_of(weight: Tensor, num_states: int) -> list[slice]:
 
 @torch.no_grad()
 def score(
-    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits,
-    is_kept: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Log-probabilities of the targets, entropies and logarithms of the sums of exponentials, (N,) each, and the parts
-    of the logits, (N, words) each, if they are kept. No gradients."""
-    dtype = torch.promote_types(states.dtype, torch.float)
-    highest = states.new_full((len(states),), torch.finfo(dtype).min, dtype=dtype)
-    sums, weighted, at_target = (torch.zeros_like(highest) for _ in range(3))
-    kept = []
-    for part in parts_of(weight, len(states)):
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, logits: Logits, *,
+    with_entropies: bool, is_kept: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, list[Tensor]]:
+    """Log-probabilities of the targets, entropies if they are asked for, and logarithms of the sums of exponentials,
+    (N,) each, and the parts of the logits, (N, words) each, if they are kept. No gradients."""
+    parts = parts_of(weight, len(states))
+    at_target, sums, kept = torch.zeros((), device=states.device), [], []
+    for part in parts:
         scores = logits_of_part(states, weight, bias, part, temperature, logits)
-        add_to_softmax(scores, highest, sums, weighted)
+        sums.append(softmax_sums(scores, with_entropies))
         own, is_there = place_in_part(targets - part.start, scores.shape[1])
         at_target = torch.where(is_there, scores.gather(1, own[:, None])[:, 0], at_target)
         kept += [scores] * is_kept
-    log_sums = highest + sums.log()
-    return at_target - log_sums, sums.log() - weighted / sums, log_sums, kept
+    log_sums, entropies = join_parts(sums)
+    return at_target - log_sums, entropies, log_sums, kept
 
 
 def logits_of_part(
     states: Tensor, weight: Tensor, bias: Tensor | None, part: slice, temperature: float, logits: Logits
 ) -> Tensor:
+    """(N, D) states -> (N, words); the rest as in `compute_logits`."""
     return compute_logits(states, weight[part], None if bias is None else bias[part], temperature, logits)
+
+
+def softmax_sums(logits: Tensor, with_entropies: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(N, words) -> the highest logits, the logarithms of the sums of exp(logit - highest), and the entropies of the
+    softmax if they are asked for, (N,) each."""
+    if cpu_kernels.take(logits):
+        return torch.ops.cpu_kernels.softmax_sums(logits)
+    log_p = logits.log_softmax(dim=1)
+    entropies = -torch.linalg.vecdot(log_p.exp(), log_p) if with_entropies else None
+    return logits.amax(dim=1), -log_p.amax(dim=1), entropies
+
+
+def join_parts(sums: list[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """From what `softmax_sums` says of parts the logarithms of the sums of exponentials of all words, and their
+    entropy: with a part's share w of all weight, the sum over parts of w (its own entropy - log w)."""
+    tops, of_parts = torch.stack([top for top, *_ in sums]), torch.stack([log for _, log, _ in sums])  # (parts, N)
+    highest = tops.amax(dim=0)
+    of_parts = of_parts + (tops - highest)  # relative: logits far from 0 leave no digits for a share
+    together = of_parts.logsumexp(dim=0)
+    log_sums = highest + together
+    if sums[0][2] is None:
+        return log_sums, None
+    log_shares = of_parts - together
+    entropies = torch.stack([entropies for *_, entropies in sums])
+    return log_sums, (log_shares.exp() * (entropies - log_shares)).sum(dim=0)
 
 
 def place_in_part(targets: Tensor, num_words: int) -> tuple[Tensor, Tensor]:
     """Numbers of words, counted from the first of a part, as numbers in it, and whether they are there."""
     return targets.clamp(0, num_words - 1), (targets >= 0) & (targets < num_words)
-
-
-def add_to_softmax(logits: Tensor, highest: Tensor, sums: Tensor, weighted: Tensor) -> None:
-    """A part of the logits, (N, words), joins what was seen before it, (N,) each: the highest, the sum of exp(logit -
-    highest), and the sum of these times logit - highest."""
-    if cpu_kernels.take(logits):
-        torch.ops.cpu_kernels.add_to_softmax(logits, highest, sums, weighted)
-        return
-    top = torch.maximum(highest, logits.amax(dim=1))
-    fall = highest - top
-    below = logits - top[:, None]
-    exponentials = below.exp()
-    weighted.add_(fall * sums).mul_(fall.exp()).add_(torch.linalg.vecdot(exponentials, below))
-    sums.mul_(fall.exp()).add_(exponentials.sum(dim=1))
-    highest.copy_(top)
 
 
 def logit_gradients(
@@ -170,7 +180,7 @@ class PartedHead(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         given = states, self.weight, self.bias, targets, temperature, self.logits
         if not with_entropies:
-            return score(*given)[0], None
+            return score(*given, with_entropies=False)[0], None
         return FusedLinearLogProbs.apply(*given)
 
 

@@ -110,7 +110,8 @@ def test_what_does_not_fit_is_an_error():
                      (query[..., :8], key, key, *caches, 4), (query, key, key, caches[0][:1], *caches[1:], 4),
                      (query, key, key, *caches[:3], caches[3][:1], caches[4], 4),
                      (query, key, key, *caches[:4], caches[4] + 8, 4),
-                     (query, key, key, *caches[:4], caches[4][:1], 4)):
+                     (query, key, key, *caches[:4], caches[4][:1], 4),
+                     (query, key, key, *caches[:4], caches[4].repeat_interleave(2)[::2], 4)):
         with pytest.raises(RuntimeError, match="attend_latest|kernel: shapes"):
             call(*operands, 1.0)
 

@@ -124,9 +124,9 @@ def test_what_does_not_fit_is_an_error():
                  lambda: kernels.swiglu(states, states[:2]), lambda: kernels.swiglu_backward(empty, states, states),
                  lambda: kernels.rotate(random(2, 1, 3, 8), random(1, 2, 8), random(1, 2, 8), False),
                  lambda: kernels.rotate(random(2, 1, 3, 7), random(1, 3, 7), random(1, 3, 7), True),
-                 lambda: kernels.add_to_softmax(random(3), *three),
-                 lambda: kernels.add_to_softmax(random(8, 3).T, *three),
-                 lambda: kernels.add_to_softmax(random(4, 8), *three),
+                 lambda: kernels.rms_norm_backward(states, states, random(8), random(2)),
+                 lambda: kernels.softmax_sums(random(3)), lambda: kernels.softmax_sums(random(8, 3).T),
+                 lambda: kernels.logit_gradients(states, random(2), torch.tensor([0, 1, 2]), *three, states),
                  lambda: kernels.logit_gradients(states, random(3), torch.tensor([0, 1]), *three, states),
                  lambda: kernels.logit_gradients(states, random(3), torch.tensor([0, 1, 2]), *three, states[:2])):
         with pytest.raises(RuntimeError, match="rms_norm: a weight of|kernel: shapes|rotate: angles|head: "):
@@ -138,19 +138,15 @@ def test_what_does_not_fit_is_an_error():
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 2), (5, 15), (7, 16), (4, 10_007), (2, 150_000)])
 @pytest.mark.parametrize("shift", [0.0, 80.0, -500.0])
-def test_log_probabilities_and_entropies(rows, size, shift, monkeypatch):
-    """Of a head whose states are logits, in one part and in some."""
+def test_sums_and_entropies_of_logits(rows, size, shift):
+    """In one part and in some."""
     logits = 4 * random(rows, size) + shift
     exact = logits.double().log_softmax(dim=-1)
     for num_parts in (1, 3):
-        sums = [torch.full((rows,), torch.finfo(torch.float).min), torch.zeros(rows), torch.zeros(rows)]
-        for part in logits.chunk(num_parts, dim=1):
-            torch.ops.cpu_kernels.add_to_softmax(part.contiguous(), *sums)
-        highest, total, weighted = (one.double() for one in sums)
-        assert torch.equal(highest, logits.amax(dim=1).double())
-        torch.testing.assert_close(highest + total.log(), logits.double().logsumexp(dim=1), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(total.log() - weighted / total, -(exact.exp() * exact).sum(dim=1), rtol=2e-6,
-                                   atol=2e-6)
+        parts = [policy.softmax_sums(part.contiguous(), True) for part in logits.chunk(num_parts, dim=1)]
+        log_sums, entropies = (one.double() for one in policy.join_parts(parts))
+        torch.testing.assert_close(log_sums, logits.double().logsumexp(dim=1), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(entropies, -(exact.exp() * exact).sum(dim=1), rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 3.0])
@@ -185,7 +181,8 @@ def test_scores_without_gradients_take_the_kernels(monkeypatch):
 def test_a_logit_that_is_not_finite_is_seen(bad):
     states, weight = random(3, 8), random(40, 8, seed=1)
     states[1, 7] = bad
-    logprobs, entropies, *_ = policy.score(states, weight, None, torch.tensor([0, 4, 2]), 1.0, policy.PLAIN_LOGITS)
+    logprobs, entropies, *_ = policy.score(states, weight, None, torch.tensor([0, 4, 2]), 1.0, policy.PLAIN_LOGITS,
+                                             with_entropies=True)
     for one in (logprobs, entropies):
         assert not one[1].isfinite() and one[[0, 2]].isfinite().all()
 
