@@ -129,6 +129,22 @@ def test_methods_have_intervals_over_seeds_and_costs(runs, tmp_path):
     assert rows_of(over_seeds.methods_table({"same": same}))["same"][3] == "all alike"
 
 
+def test_tasks_stand_beside_each_other_the_best_mean_first(runs, tmp_path):
+    """sft costs 3.6 of rft's 8 on the one and 1.2 of 4 on the other, mean .375. What one lacks has no mean, and is
+    last."""
+    [methods] = by_task_and_model(runs)["words"].values()
+    other = {name: {0: write_run(tmp_path / "other" / f"{name}_seed0", tmp_path / "base", [0.2, final], **tokens)}
+             for name, final, tokens in (("rft", 0.9, RFT), ("sft", 0.2, SFT))}
+    overview = over_seeds.tasks_table({"words": methods, "numbers": other}, "rft")
+    assert overview.splitlines()[0] == "| final accuracy | words | numbers | mean of these | cost / rft |"
+    assert list(rows_of(overview).items()) == [
+        ("rft", ["40.0% (20 to 60)", "90.0%", "65.0%", "1.00"]),
+        ("sft", ["50.0% (40 to 60)", "20.0%", "35.0%", "0.38"]),
+        ("sft_rft", ["80.0% (70 to 90)", "", "", ""]), ("base", ["10.0%", "20.0%", "", ""])]
+    assert over_seeds.tasks_table({"words": methods, "numbers": other}).splitlines()[0].endswith("| mean of these |")
+    assert "mean of these" not in over_seeds.report(runs, [])
+
+
 def test_differences_are_paired_by_seed(runs):
     """sft less rft: .2 .1 0, mean .1, s .1; 4.30265 * .1 / sqrt(3) = .24842. sft_rft less sft: .3 .4 .2."""
     [methods] = by_task_and_model(runs)["words"].values()

@@ -17,6 +17,7 @@ ABOUT = """\
 Final accuracy: the interval is over seeds (Student's t on their accuracies), what other seeds may bring on these test \
 problems; none where all are alike. Tokens are means over seeds, in thousands, with those of the run that a run goes \
 on from; cost is forward passes of a token, in thousands: one to sample it, three to train it."""
+ABOUT_TASKS = "Means over seeds, in brackets the lowest and the highest; cost is the mean ratio, explained below."
 ABOUT_DIFFERENCES = """\
 Differences: row less column, percentage points of final accuracy, paired by seed, 95 % interval over seeds \
 (Student's t). \\* leaves out 0 taken alone, as 5 % of a table's comparisons would by chance; \\*\\* also by Holm's \
@@ -51,6 +52,36 @@ def methods_table(methods: Mapping[str, Seeds], against: str = "", constant: flo
     header = ["method", "seeds", "step", "final accuracy", "95 % interval over seeds", "sampled", "trained: responses",
               "hints", "demonstrations", "cost", *([f"cost / {against}"] if unit else [])]
     return table(header, [row + [""] * (len(header) - len(row)) for row in rows])
+
+
+def tasks_table(settings: Mapping[str, Mapping[str, Seeds]], against: str = "") -> str:
+    """Markdown: a row for each method, the best mean first, a column for each setting with the mean and the range of
+    its seeds, and of those methods that every setting has the means over settings."""
+    of_each = {setting: {method: list(final_accuracies(seeds).values()) for method, seeds in methods.items()}
+               for setting, methods in settings.items()}
+    names = dict.fromkeys(method for of_setting in of_each.values() for method in of_setting)
+    costs = [{method: mean_tokens(seeds) for method, seeds in methods.items()} for methods in settings.values()]
+    means = {name: fmean(fmean(of_setting[name]) for of_setting in of_each.values()) for name in names
+             if all(name in of_setting for of_setting in of_each.values())}
+    has_costs = against in means and all(cost[name] and cost[against] for cost in costs for name in means)
+    rows = []
+    for name in sorted(names, key=lambda name: -means.get(name, -1.0)):
+        row = [name, *(shown_range(of_setting.get(name, [])) for of_setting in of_each.values())]
+        if name in means:
+            row.append(f"{means[name]:.1%}")
+            row += [f"{fmean(cost[name][-1] / cost[against][-1] for cost in costs):.2f}"] if has_costs else []
+        rows.append(row)
+    rows.append(["base", *(row[-1] if (row := base_row(methods)) else "" for methods in settings.values())])
+    header = ["final accuracy", *settings, "mean of these", *([f"cost / {against}"] if has_costs else [])]
+    return table(header, [row + [""] * (len(header) - len(row)) for row in rows])
+
+
+def shown_range(accuracies: Sequence[float]) -> str:
+    """Mean, and lowest to highest where they differ."""
+    if not accuracies:
+        return ""
+    low, high = min(accuracies), max(accuracies)
+    return f"{fmean(accuracies):.1%}" + (f" ({100 * low:.0f} to {100 * high:.0f})" if low < high else "")
 
 
 def base_row(methods: Mapping[str, Seeds]) -> list[str] | None:
@@ -119,18 +150,18 @@ def differences_table(methods: Mapping[str, Seeds], against: Sequence[str]) -> s
 
 
 def report(output_dirs: Sequence[Path], against: Sequence[str], constant: float | None = None) -> str:
-    """Both tables for each task, and for each model where there are several. BadInput where a method of `against` is in
-    no task."""
+    """A table over tasks (and models), where there are several, and both others for each. BadInput where a method of
+    `against` is in no task."""
     tasks = by_task_and_model(output_dirs)
     known = dict.fromkeys(method for models in tasks.values() for methods in models.values() for method in methods)
     for method in against:
         require(method in known, "--against", method, f"must be one of the methods: {', '.join(known)}")
-    parts = []
-    for task, models in tasks.items():
-        for model, methods in models.items():
-            parts += [f"{task}, {model}" if len(models) > 1 else task,
-                      methods_table(methods, *against[:1], constant=constant)]
-            if len(methods) > 1:
-                parts.append(differences_table(methods, [name for name in against if name in methods]))
-    has_differences = any(len(methods) > 1 for models in tasks.values() for methods in models.values())
+    settings = {f"{task}, {model}" if len(models) > 1 else task: methods
+                for task, models in tasks.items() for model, methods in models.items()}
+    parts = [tasks_table(settings, *against[:1]), ABOUT_TASKS] if len(settings) > 1 else []
+    for name, methods in settings.items():
+        parts += [name, methods_table(methods, *against[:1], constant=constant)]
+        if len(methods) > 1:
+            parts.append(differences_table(methods, [name for name in against if name in methods]))
+    has_differences = any(len(methods) > 1 for methods in settings.values())
     return "\n\n".join([*parts, ABOUT, *([ABOUT_DIFFERENCES] if has_differences else [])])
