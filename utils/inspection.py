@@ -1,6 +1,7 @@
 """--dump_batch shows one group as it is trained on: its tokens, and the loss that each of them gets."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,8 +12,8 @@ from utils.types import MicroBatch
 
 def describe_group(micro_batches: Sequence[MicroBatch], tokenizer: PreTrainedTokenizerBase) -> str:
     """The first group of the micro-batches that has a hint, or else the first, read back from its tensors: prompt, hint
-    and every response with their tokens, coloured, with the losses they enter. Rollouts of a group that do not share a
-    prefix are groups here."""
+    and every response with their tokens, coloured, with the losses they enter and the mean of their advantages.
+    Rollouts of a group that do not share a prefix are groups here."""
     micro_batch = next((one for one in micro_batches if one.hint_mask.any()), micro_batches[0])
     start = int(micro_batch.hint_mask.int().argmax())  # 0 where there is none
     predictors, targets = micro_batch.predictors[start:].tolist(), micro_batch.targets[start:].tolist()
@@ -35,9 +36,10 @@ def describe_group(micro_batches: Sequence[MicroBatch], tokenizer: PreTrainedTok
         while first + length < len(targets) and predictors[first + length] == column + length - 1:
             length += 1
         text = _tokens(targets[first : first + length], tokenizer)
-        kind = f"response ({length} tokens, pg_loss with advantage {advantages[first]:+.3f}, kl_loss, entropy)"
+        advantage = f"advantage {fmean(advantages[first : first + length]):+.3f}"
+        kind = f"response ({length} tokens, pg_loss with {advantage}, kl_loss, entropy)"
         if is_demonstration[first]:
-            kind = f"demonstration ({length} tokens, not sampled, advantage {advantages[first]:+.3f})"
+            kind = f"demonstration ({length} tokens, not sampled, {advantage})"
         lines.append(paint(f"{kind}: {text}", YELLOW if is_demonstration[first] else GREEN))
         first, column = first + length, column + length
     return "\n".join(lines)

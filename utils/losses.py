@@ -63,6 +63,15 @@ def clipped_surrogate(
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + (clip_eps_high or clip_eps)) * advantages)
 
 
+def teacher_advantages(teacher_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+    """log p_teacher - log p_policy of each sampled token, (N,), without a gradient. Their mean over samples of the
+    policy is minus its divergence from the teacher.
+
+    Source: arXiv 2601.18734.
+    """
+    return (teacher_logprobs - logprobs).detach()
+
+
 def mean_by(values: Tensor, owners: Tensor) -> Tensor:
     """(N,) -> (N,): the mean of the values that have the same owner, a number from 0 on."""
     counts = owners.bincount()

@@ -22,8 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.losses import teacher_advantages
 from utils.run import distributed
 from utils.types import PADDING, PREFIX, MicroBatch, Problem, Prompt, Rollout
+
+Advantage = float | Sequence[float]  # of a response, or of each of its tokens
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Segment:
     scores the hint: `behind_hint` are the advantages of all responses behind it, empty where another does."""
 
     rollouts: Sequence[Rollout]
-    advantages: Sequence[float]
-    behind_hint: Sequence[float]
+    advantages: Sequence[Advantage]
+    behind_hint: Sequence[Advantage]
 
     @property
     def prefix_ids(self) -> list[int]:
@@ -45,16 +48,24 @@ class Segment:
 
 def pack(
     groups: Sequence[Sequence[Rollout]],
-    advantages: Sequence[Sequence[float]],
+    advantages: Sequence[Sequence[Advantage]],
     max_tokens: int,
     device: torch.device,
     share_prefix: bool = True,
 ) -> list[MicroBatch]:
     """All rollouts of `groups` as micro-batches of at most `max_tokens` tokens, padding included.
 
-    `advantages[p][g]` belongs to `groups[p][g]`. Rollouts of a group that follow one another share a prefix where they
-    have the same. With `share_prefix` off every rollout carries its own; a hint is scored once all the same.
+    `advantages[p][g]` belongs to `groups[p][g]`: a number, or one for each token; behind a hint a number. Rollouts of a
+    group that follow one another share a prefix where they have the same. With `share_prefix` off every rollout carries
+    its own; a hint is scored once all the same.
     """
+    return [_tensors(rows, device) for rows in lay_out(groups, advantages, max_tokens, share_prefix)]
+
+
+def lay_out(
+    groups: Sequence[Sequence[Rollout]], advantages: Sequence[Sequence[Advantage]], max_tokens: int, share_prefix: bool
+) -> Iterator[list[list[Segment]]]:
+    """What `pack` puts into the rows of each micro-batch."""
     segments = []
     for group, of_group in zip(groups, advantages, strict=True):
         for rollouts, own in by_prefix(group, of_group):
@@ -64,12 +75,12 @@ def pack(
                 longest = max(range(len(rollouts)), key=lambda sample: len(rollouts[sample].response_ids))
                 segments += [Segment([rollout], [advantage], own if sample == longest else [])
                              for sample, (rollout, advantage) in enumerate(zip(rollouts, own, strict=True))]
-    return [_tensors(rows, device) for rows in first_fit(segments, max_tokens)]
+    return first_fit(segments, max_tokens)
 
 
 def by_prefix(
-    group: Sequence[Rollout], advantages: Sequence[float]
-) -> Iterator[tuple[list[Rollout], list[float]]]:
+    group: Sequence[Rollout], advantages: Sequence[Advantage]
+) -> Iterator[tuple[list[Rollout], list[Advantage]]]:
     """The rollouts that follow one another behind the same ids, with their advantages."""
     pairs = zip(group, advantages, strict=True)
     for _, same in itertools.groupby(pairs, key=lambda pair: (pair[0].prompt.prompt_ids, pair[0].prompt.hint_ids)):
@@ -111,13 +122,13 @@ class _Scored:
     engine_logprobs: list[float] = field(default_factory=list)
 
     def add(
-        self, predictors, targets, is_hint: bool, advantage: float, engine_logprobs, is_demonstration: bool = False
+        self, predictors, targets, is_hint: bool, advantage: Advantage, engine_logprobs, is_demonstration: bool = False
     ) -> None:
         self.predictors += predictors
         self.targets += targets
         self.is_hint += [is_hint] * len(targets)
         self.is_demonstration += [is_demonstration] * len(targets)
-        self.advantages += [advantage] * len(targets)
+        self.advantages += advantage if isinstance(advantage, Sequence) else [advantage] * len(targets)
         self.engine_logprobs += engine_logprobs
 
 
@@ -137,7 +148,7 @@ def _tensors(rows: list[list[Segment]], device: torch.device) -> MicroBatch:
             position_ids[r, column:prefix_end] = np.arange(len(prefix_ids))
             branch_ids[r, column:prefix_end] = PREFIX
             last_of_prefix = r * shape[1] + prefix_end - 1
-            if segment.behind_hint:
+            if prompt.hint_ids and segment.behind_hint:
                 first, total = last_of_prefix - len(prompt.hint_ids), sum(segment.behind_hint)
                 scored.add(range(first, last_of_prefix), prompt.hint_ids, True, total, [0.0] * len(prompt.hint_ids))
             start = prefix_end
@@ -194,7 +205,7 @@ def fill_up(micro_batches: list[MicroBatch], count: int, device: torch.device) -
 
 
 def pack_mini_batches(
-    groups: Sequence[Sequence[Rollout]], advantages: Sequence[Sequence[float]], num_updates: int, max_tokens: int,
+    groups: Sequence[Sequence[Rollout]], advantages: Sequence[Sequence[Advantage]], num_updates: int, max_tokens: int,
     device: torch.device, share_prefix: bool = True,
 ) -> list[list[MicroBatch]]:
     """The step's groups in `num_updates` equal parts, each packed; every rank gets as many micro-batches in a part."""
@@ -203,6 +214,21 @@ def pack_mini_batches(
     parts = [pack(groups[i : i + size], advantages[i : i + size], max_tokens, device, share_prefix)
              for i in range(0, len(groups), size)]
     return [fill_up(part, int(distributed.maximum(len(part))), device) for part in parts]
+
+
+def response_logprobs(
+    scorer, groups: Sequence[Sequence[Rollout]], max_tokens: int, device: torch.device, share_prefix: bool = True
+) -> list[list[list[float]]]:
+    """For each rollout the log-probabilities of its tokens by a Scorer, behind the prompt that it has here. All ranks
+    call together."""
+    parts = list(lay_out(groups, [[0.0] * len(group) for group in groups], max_tokens, share_prefix))
+    micro_batches = fill_up([_tensors(rows, device) for rows in parts], int(distributed.maximum(len(parts))), device)
+    found: dict[int, list[float]] = {}
+    for micro_batch, rows in itertools.zip_longest(micro_batches, parts, fillvalue=[]):
+        logprobs = iter(scorer.logprobs(micro_batch)[~micro_batch.hint_mask].tolist())
+        for rollout in (rollout for row in rows for segment in row for rollout in segment.rollouts):
+            found[id(rollout)] = list(itertools.islice(logprobs, len(rollout.response_ids)))
+    return [[found[id(rollout)] for rollout in group] for group in groups]
 
 
 def with_logprobs(micro_batch: MicroBatch, old, reference) -> MicroBatch:
@@ -214,3 +240,9 @@ def with_logprobs(micro_batch: MicroBatch, old, reference) -> MicroBatch:
         old_logprobs = None if old is None else old.logprobs(micro_batch)
     ref_logprobs = None if reference is None else reference.logprobs(micro_batch)
     return replace(micro_batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+
+
+def against_teacher(micro_batch: MicroBatch) -> MicroBatch:
+    """The micro-batch, packed with a teacher's log-probabilities in the place of advantages, with its advantages over
+    the policy that sampled it."""
+    return replace(micro_batch, advantages=teacher_advantages(micro_batch.advantages, micro_batch.old_logprobs))

@@ -5,12 +5,14 @@ where one ends and the other begins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from utils.chat import ChatTemplate
 from utils.types import Problem, Prompt, Rollout
+
+REFERENCE = "A reference solution to the problem that follows:\n{solution}\n\n{problem}"
 
 
 def solution_slices(solution: Sequence[str], slices_max: int) -> list[str]:
@@ -89,6 +91,17 @@ class PromptBuilder:
         assert len(prompt_ids) <= self.max_length
         shown = min(int(share * len(ids)), self.max_length - len(prompt_ids))
         return Prompt(problem, prompt_ids, ids[:shown], 0, hint_share=shown / max(len(ids), 1))
+
+    def for_teacher(self, problem: Problem) -> Prompt:
+        """The prompt of `problem` with as many chunks of its solution before it, in the user's turn if there is one, as
+        fit; `hint_share` is the share of the solution's characters that they are."""
+        for shown in range(len(problem.solution), 0, -1):
+            solution = "".join(problem.solution[:shown])
+            text = REFERENCE.format(solution=solution, problem=problem.prompt)
+            ids = self.encode(replace(problem, prompt=text))
+            if len(ids) <= self.max_length:
+                return Prompt(problem, ids, [], shown, hint_share=len(solution) / sum(map(len, problem.solution)))
+        return self.build(problem)
 
     def demonstration(self, problem: Problem) -> Prompt:
         """The whole reference as a hint: the demonstration and `end_id` follow the prompt."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards import pool, score_all
 from utils import profiling
 from utils.answers import answer_pattern, repeats_itself
-from utils.prompts import decode
+from utils.prompts import PromptBuilder, decode
 from utils.run import distributed, watchdog
 from utils.types import Prompt, Rollout
 
@@ -103,6 +104,18 @@ def sampled(groups: Sequence[Sequence[Rollout]], values: Sequence[Sequence[Any]]
     """The members of the groups that are not demonstrations, or what `values` has for them."""
     return [[value for rollout, value in zip(group, of_group, strict=True) if not rollout.demonstration]
             for group, of_group in zip(groups, groups if values is None else values, strict=True)]
+
+
+def behind_solutions(groups: Sequence[Sequence[Rollout]], prompts: PromptBuilder) -> list[list[Rollout]]:
+    """The same responses, as if the model had been shown the solutions of the problems first."""
+    return [[replace(rollout, prompt=prompt) for rollout in group]
+            for group in groups for prompt in [prompts.for_teacher(group[0].prompt.problem)]]
+
+
+def share_shown(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+    """Of what a teacher was given, over the groups of all ranks."""
+    totals = distributed.sums({"share": sum(group[0].prompt.hint_share for group in groups), "groups": len(groups)})
+    return {"teacher_share": totals["share"] / totals["groups"]}
 
 
 def kind_of_hint(prompt: Prompt) -> str:

@@ -36,7 +36,7 @@ OWN = {  # flags of each script
     "uft": {"hint_steps": 6}, "rft": {"old_logprobs": "engine"}, "stage": {"hint_steps": 6}, "r3": {},
     "sft": {"max_length": 96}, "luffy": DEMONSTRATED, "chord": DEMONSTRATED | {"mu_decay": 8, "phi": True},
     "hpt": DEMONSTRATED, "srft": DEMONSTRATED, "adaback": {}, "ghpo": {"hint_rounds": 2}, "prefix_rft": {},
-    "uft_adaptive": {"sft_coef": 0.1}, "dapo": {"max_refills": 2},
+    "uft_adaptive": {"sft_coef": 0.1}, "dapo": {"max_refills": 2}, "self_distillation": {},
     "relift": DEMONSTRATED | {"buffer_size": 6, "sft_lr": 1e-3},
 }
 AIMS = ("any moment", "rollout", "update", "evaluation", "checkpoint")  # phases of a heartbeat

@@ -94,7 +94,7 @@ QUIET = [  # just not
     after((3, {"truncated": 0.5, "repeated": 0.5})),
     after((3, {"accuracy": 0.35, "common_answer": 0.9})),
     after((3, {"format": 0.5, "accuracy": 0.1, "common_answer": 0.5})),
-    after((3, FLAT | {"flat_groups": 0.9})),
+    after((3, FLAT | {"flat_groups": 0.9})), after((3, FLAT | {"teacher_share": 1.0})),
     after((59, WRONG)), after((10, WRONG), (60, WRONG | {"accuracy": 0.05})),  # demonstrations teach
     after((3, FLAT | {"accuracy": 0.6} | HINTS)),  # the first steps of UFT
     after((10, {}), (10, {"entropy": 0.009})),

@@ -27,6 +27,7 @@ from training import (
     r3,
     relift,
     rft,
+    self_distillation,
     sft,
     srft,
     stage,
@@ -45,7 +46,7 @@ from utils.tasks import countdown
 
 SCRIPTS = {"rft": rft, "sft": sft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt,
            "srft": srft, "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive,
-           "dapo": dapo, "relift": relift, "eval": eval_script}
+           "dapo": dapo, "relift": relift, "self_distillation": self_distillation, "eval": eval_script}
 QWEN3B = "Qwen/Qwen2.5-3B"
 
 # The authors' defaults, flag -> value.
@@ -88,6 +89,7 @@ EXPECTED = {
     "uft_adaptive_qwen3b": [("uft_adaptive", 4, QWEN3B, GRPO | {
         "hint_slices_max": 5, "p_high": 0.95, "hint_rate": 0.5, "target_accuracy": 0.5, "mean_rate": 0.1,
         "sft_coef": 0.001})],
+    "self_distillation_qwen3b": [("self_distillation", 4, QWEN3B, GRPO | {"group_size": 1, "kl_coef": 0})],
     "eval_qwen3b": [("eval", 1, QWEN3B, EVAL)],
     "uft_qwen0.5b": [("uft", 2, "Qwen/Qwen2.5-0.5B", UFT)],
     "uft_qwen0.5b_1gpu": [("uft", 1, "Qwen/Qwen2.5-0.5B", UFT | {"group_size": 2})],
@@ -262,7 +264,8 @@ def run_of(script: str, flags: dict[str, str], num_processes: int, gigabytes: in
         weight_bytes=2, gpu_bytes=CARDS[gigabytes] * GIB, processes=num_processes, engine=engine, group_size=group_size,
         row_length=prompt + in_row * response + demonstration if group_size else int(flags["max_length"]),
         rows_per_prompt=1 + group_size - in_row, max_demonstration_length=demonstration,
-        has_reference=float(flags.get("kl_coef", 0)) > 0, test_problems=1_024, max_prompt_length=prompt,
+        has_reference=float(flags.get("kl_coef", 0)) > 0 or script == "self_distillation",
+        test_problems=1_024, max_prompt_length=prompt,
         max_response_length=response, offload="offload" in flags, free_replica="free_replica" in flags,
         gradient_checkpointing="gradient_checkpointing" in flags,
         kv_cache_gb=float(flags["kv_cache_gb"]), engine_memory_fraction=float(flags["engine_memory_fraction"]),

@@ -1,6 +1,6 @@
-"""The scripts that replace groups which teach nothing, or imitate later what no response got right, as users start
-them: their numbers do not depend on how the work is cut, a resumed run goes on exactly, and what they write is
-explained."""
+"""The scripts that replace groups which teach nothing, imitate later what no response got right, or learn from a
+teacher, as users start them: their numbers do not depend on how the work is cut, a resumed run goes on exactly, and
+what they write is explained."""
 
 import json
 
@@ -21,9 +21,11 @@ from utils.run.logger import depends_on_machine
 pytestmark = pytest.mark.slow
 
 STEPS, PROMPTS, IMITATED = 4, 16, 6
-STAGES = {"dapo": 2, "relift": 3}
+STAGES = {"dapo": 2, "relift": 3, "self_distillation": 3}
+RESUMED = ("dapo", "relift")  # the other: test_every_script
 OWN = {"dapo": {"max_refills": 2, "overlong": 0.5},
-       "relift": {"max_demonstration_length": 48, "buffer_size": IMITATED, "sft_lr": 1e-3, "group_size": 2}}
+       "relift": {"max_demonstration_length": 48, "buffer_size": IMITATED, "sft_lr": 1e-3, "group_size": 2},
+       "self_distillation": {"group_size": 2, "ratio": "response", "dump_batch": True}}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def alone(tmp_path_factory, flags):
 def resumed(tmp_path_factory, flags, base_model):
     """{name: (folder, folder of a run that went back to step 2)}, in float32."""
     folders = {name: (tmp_path_factory.mktemp(name) / "one", tmp_path_factory.mktemp(name) / "other")
-               for name in STAGES}
+               for name in RESUMED}
     runs = [(f"training/{name}.py", flags | OWN[name] | {"model": base_model, "zero_stage": 0} | more)
             for name, (one, other) in folders.items()
             for more in ({"output_dir": one}, {"output_dir": other},
@@ -89,7 +91,7 @@ def test_numbers_do_not_depend_on_ranks_stage_micro_batches_and_shared_prefixes(
         assert all(waits(on_two[name], step) == waits(alone[name], step) for step in (2, 4))
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_goes_on_exactly(resumed, name):
     first, second = (list(map(without_times, training_lines(folder))) for folder in resumed[name])
     assert len(first) == STEPS and first == second
@@ -125,3 +127,11 @@ def test_what_waits_is_imitated_as_soon_as_there_is_enough(on_two):
         assert (waiting + entered >= IMITATED) == (line["imitated"] > 0)
         waiting = line["waiting"]
     assert sum(line["imitated"] for line in lines) > 0 and len(waits(on_two["relift"], STEPS)) == waiting
+
+
+def test_the_policy_comes_nearer_to_the_teacher(on_two):
+    """Whose whole solutions fit; a rate of 1e-3 is much for a model that has just begun to answer."""
+    lines = training_lines(on_two["self_distillation"])
+    assert all(line["teacher_share"] == 1 and line["teacher_advantage"] < 0 for line in lines)
+    assert lines[-1]["teacher_advantage"] > 0.7 * lines[0]["teacher_advantage"]
+    assert all(line["tokens/hint"] == line["hint_tokens"] == 0 for line in lines)

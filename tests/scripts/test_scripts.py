@@ -24,6 +24,7 @@ from training import (
     r3,
     relift,
     rft,
+    self_distillation,
     sft,
     srft,
     stage,
@@ -37,10 +38,10 @@ from utils.run.errors import Range
 
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft,
            "adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive, "sft": sft,
-           "dapo": dapo, "relift": relift, "eval": eval_script}
+           "dapo": dapo, "relift": relift, "self_distillation": self_distillation, "eval": eval_script}
 SHARED = sorted(path for folder in ("utils", "inference", "rewards") for path in (ROOT / folder).rglob("*.py"))
 ALGORITHMS = {"uft", "rft", "sft", "r3", "grpo", "luffy", "chord", "hpt", "srft", "adaback", "ghpo", "prefix_rft",
-              "adaptive", "uft_adaptive", "dapo", "relift"}  # "stage" is also DeepSpeed's word
+              "adaptive", "uft_adaptive", "dapo", "relift", "self_distillation"}  # "stage" is also DeepSpeed's word
 CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with < or >
     ("rft", "stage"): 33,
     ("rft", "r3"): 22,
@@ -54,21 +55,24 @@ CHANGED_LINES = {  # lines of `diff training/A.py training/B.py` that start with
     ("rft", "prefix_rft"): 53,
     ("rft", "dapo"): 36,
     ("rft", "relift"): 42,
+    ("rft", "self_distillation"): 42,
     ("uft", "uft_adaptive"): 41,
 }
 LACKS_MUCH = {("rft", "srft"), ("rft", "prefix_rft")}  # what reads the engine's log-probabilities; srft: ratio and clip
 
 DEMONSTRATED = ("luffy", "chord", "hpt", "srft", "relift")  # a demonstration stands beside the samples
 HINTED = ("stage", "r3", "uft", "adaback", "ghpo", "prefix_rft", "uft_adaptive")  # some see a part of the solution
-RL = ("rft", "dapo", *HINTED, *DEMONSTRATED)
-NO_KL = ("dapo", "adaback", "ghpo", "prefix_rft", *DEMONSTRATED)  # as in the papers
+RL = ("rft", "dapo", "self_distillation", *HINTED, *DEMONSTRATED)
+NO_KL = ("dapo", "self_distillation", "adaback", "ghpo", "prefix_rft", *DEMONSTRATED)  # as in the papers
 
 # Defaults that differ on purpose: flag -> {script: default}. All others agree wherever two scripts have the flag.
 OWN_DEFAULTS = {
     "total_steps": dict.fromkeys(RL, 500) | {"sft": 200},  # sft: 5 epochs of 10,240 in batches of 256
     "mini_batch_prompts": dict.fromkeys(RL, 64) | {"sft": 256},  # sft: one update per step
     "kl_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(NO_KL, 0.0),
-    "advantage_std": dict.fromkeys(RL, True) | dict.fromkeys(("prefix_rft", "luffy", "hpt"), False),
+    "group_size": dict.fromkeys(RL, 4) | {"self_distillation": 1},
+    "advantage_std": dict.fromkeys(set(RL) - {"self_distillation"}, True) | dict.fromkeys(
+        ("prefix_rft", "luffy", "hpt"), False),
     "sft_coef": dict.fromkeys(("stage", "uft", "uft_adaptive", "prefix_rft"), 0.001) | {"hpt": 1.0, "srft": 0.5},
     "entropy_coef": dict.fromkeys(RL, 0.001) | dict.fromkeys(("dapo", "adaback", "srft"), 0.0),
     "clip_eps_high": dict.fromkeys([name for name in RL if name != "srft"], 0.0) | {"dapo": 0.28},

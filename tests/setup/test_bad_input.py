@@ -26,6 +26,7 @@ from training import (
     r3,
     relift,
     rft,
+    self_distillation,
     sft,
     srft,
     stage,
@@ -40,7 +41,8 @@ from utils.run.cli import run_script
 from utils.run.logger import Logger
 
 DEMONSTRATED = {"luffy": luffy, "chord": chord, "hpt": hpt, "srft": srft, "relift": relift}
-HINTED = {"adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive}
+HINTED = {"adaback": adaback, "ghpo": ghpo, "prefix_rft": prefix_rft, "uft_adaptive": uft_adaptive,
+          "self_distillation": self_distillation}
 SCRIPTS = {"rft": rft, "stage": stage, "r3": r3, "uft": uft, "sft": sft, "dapo": dapo,
            "eval": eval_script} | DEMONSTRATED | HINTED
 NEEDLESS = {"sft": ("group_size",), "eval": ("group_size", "prompts_per_step", "mini_batch_prompts",

@@ -13,7 +13,7 @@ Numbers are medians of 10 training lines, so that one odd step says nothing: `no
     flat      flat_groups over .9, but not while hints make most responses right, as they do at first; with 1 group in
               10 that differs, a step is worth a tenth. Where demonstrations beside the responses have a gradient, they
               teach in groups that are all wrong: there it counts if groups_all_right is over .9, or if after fifty
-              steps accuracy is where it was in the first ten
+              steps accuracy is where it was in the first ten. Never where a teacher teaches, instead of rewards
     entropy   under a tenth of the highest ten, with no more hints than then, and accuracy under .9; a healthy run
               falls to a half, and one that has solved its task may fall to nothing
     kl        kl_loss over 1 nat, and over 1.5 times the ten before; a healthy run ends at .3, single steps reach 2
@@ -158,7 +158,7 @@ def _hacking(tens: _Tens) -> str | None:
 
 def _flat(tens: _Tens) -> str | None:
     flat, right, answered, hints = map(tens.now, ("flat_groups", "accuracy", "format", "hint_tokens"))
-    if not flat > 0.9 or right > 0.5 and hints > 0:
+    if not flat > 0.9 or right > 0.5 and hints > 0 or tens.now("teacher_share") > 0:
         return None
     if tens.now("state_grad_norm/demonstration") > 0 and not tens.now("groups_all_right") > 0.9:
         before = tens.before("accuracy")

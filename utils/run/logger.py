@@ -72,6 +72,9 @@ MORE_FIELDS = {  # of the scripts that know them; N is a number
     "state_grad_norm/response": "the same for response tokens: of pg_loss with the KL and entropy terms",
     "state_grad_norm/demonstration": "the same for tokens of demonstrations beside the responses",
     "demonstration_loss": "loss of the tokens of demonstrations beside the responses, other than their sft_loss",
+    "teacher_advantage": "mean over response tokens of log p_teacher - log p_policy: minus the divergence from the "
+                         "teacher, who was shown solutions",
+    "teacher_share": "mean share of the solution's characters that the teacher was shown",
     "gated": "fraction of problems of which the demonstration alone was trained on, for lack of right responses",
     "flat_groups_at_first": "flat_groups before other problems were sampled in their place",
     "refill_rounds": "number of times that other problems were sampled in the place of some",
