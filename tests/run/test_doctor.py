@@ -74,6 +74,7 @@ FINDINGS = [  # name, lines, what is said of them
     ("longer", after((10, {}), (10, {"truncated": 0.3})), "30% after 0%: raise --max_response_length"),
     ("longer", after((10, {}), (10, {"truncated": 0.3, "repeated": 0.2})), "67% of these repeat themselves, so lower"),
     ("hacking", after((3, {"accuracy": 0.02, "common_answer": 0.8, "flat_groups": 0.99})), "80% of the responses give"),
+    ("blind", after((3, FLAT | {"teacher_share": 0.0})), "reads 0% of the solutions, for lack of room: raise --max_p"),
     ("flat", after((3, FLAT)), "95% of the groups have equal rewards, hence almost no policy gradient: 50% of the"),
     ("flat", after((3, FLAT | {"accuracy": 0.97})), "97% of the responses are right; the problems are too easy"),
     ("flat", after((3, FLAT | {"accuracy": 0.02})), "2% of the responses are right; show more hints"),
@@ -94,7 +95,7 @@ QUIET = [  # just not
     after((3, {"truncated": 0.5, "repeated": 0.5})),
     after((3, {"accuracy": 0.35, "common_answer": 0.9})),
     after((3, {"format": 0.5, "accuracy": 0.1, "common_answer": 0.5})),
-    after((3, FLAT | {"flat_groups": 0.9})), after((3, FLAT | {"teacher_share": 1.0})),
+    after((3, FLAT | {"flat_groups": 0.9})), after((3, FLAT | {"teacher_share": 0.5})),
     after((59, WRONG)), after((10, WRONG), (60, WRONG | {"accuracy": 0.05})),  # demonstrations teach
     after((3, FLAT | {"accuracy": 0.6} | HINTS)),  # the first steps of UFT
     after((10, {}), (10, {"entropy": 0.009})),

@@ -10,6 +10,7 @@ Numbers are medians of 10 training lines, so that one odd step says nothing: `no
     cut       truncated over .5; half the step is spent on responses that can hardly be right
     longer    truncated over .2, and .1 more than in the first ten; a few long responses are normal, a trend is not
     hacking   format over .8, accuracy under .3, common_answer over .6; a healthy run has .04 to .1 of one pattern
+    blind     teacher_share under .5: one who reads less than half of a solution has little to tell
     flat      flat_groups over .9, but not while hints make most responses right, as they do at first; with 1 group in
               10 that differs, a step is worth a tenth. Where demonstrations beside the responses have a gradient, they
               teach in groups that are all wrong: there it counts if groups_all_right is over .9, or if after fifty
@@ -92,6 +93,9 @@ class _Tens:
     def before(self, name: str) -> list[float]:
         return [_median(ten, name) for ten in self.before_lines]
 
+    def know(self, name: str) -> bool:
+        return any(name in line for line in self.now_lines)
+
 
 def _median(lines: Sequence[Line], name: str) -> float:
     """0 where no line has a number of that name."""
@@ -156,9 +160,16 @@ def _hacking(tens: _Tens) -> str | None:
             "verifier give nothing for a wrong answer")
 
 
+def _blind(tens: _Tens) -> str | None:
+    share = tens.now("teacher_share")
+    if not tens.know("teacher_share") or share >= 0.5:
+        return None
+    return f"the teacher reads {share:.0%} of the solutions, for lack of room: raise --max_prompt_length"
+
+
 def _flat(tens: _Tens) -> str | None:
     flat, right, answered, hints = map(tens.now, ("flat_groups", "accuracy", "format", "hint_tokens"))
-    if not flat > 0.9 or right > 0.5 and hints > 0 or tens.now("teacher_share") > 0:
+    if not flat > 0.9 or right > 0.5 and hints > 0 or tens.know("teacher_share"):
         return None
     if tens.now("state_grad_norm/demonstration") > 0 and not tens.now("groups_all_right") > 0.9:
         before = tens.before("accuracy")
@@ -241,6 +252,6 @@ def _rank(tens: _Tens) -> str | None:
 
 
 RULES = {
-    "mismatch": _mismatch, "cut": _cut, "longer": _longer, "hacking": _hacking, "flat": _flat, "entropy": _entropy,
-    "kl": _kl, "slow": _slow, "memory": _memory, "rank": _rank,
+    "mismatch": _mismatch, "cut": _cut, "longer": _longer, "hacking": _hacking, "blind": _blind, "flat": _flat,
+    "entropy": _entropy, "kl": _kl, "slow": _slow, "memory": _memory, "rank": _rank,
 }
