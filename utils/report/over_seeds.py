@@ -77,11 +77,11 @@ def tasks_table(settings: Mapping[str, Mapping[str, Seeds]], against: str = "") 
 
 
 def shown_range(accuracies: Sequence[float]) -> str:
-    """Mean, and lowest to highest where they differ."""
+    """Mean, and lowest to highest where whole percents tell them apart."""
     if not accuracies:
         return ""
-    low, high = min(accuracies), max(accuracies)
-    return f"{fmean(accuracies):.1%}" + (f" ({100 * low:.0f} to {100 * high:.0f})" if low < high else "")
+    low, high = (f"{100 * accuracy:.0f}" for accuracy in (min(accuracies), max(accuracies)))
+    return f"{fmean(accuracies):.1%}" + (f" ({low} to {high})" if low != high else "")
 
 
 def base_row(methods: Mapping[str, Seeds]) -> list[str] | None:
