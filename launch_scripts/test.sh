@@ -8,7 +8,7 @@ source launch_scripts/setup.sh requirements-dev.txt
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two tests at a time; runs that they start have two processes
 ruff check .
 python -c "from utils import cpu_kernels; cpu_kernels.are_there()" # compiled once, outside the limits of any test
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12 --durations-min 20 "$@"
 (($# == 0)) || exit 0
 
 # Both at once, a process each. A thread that waits must sleep: spinning, two threads beside another process take ten

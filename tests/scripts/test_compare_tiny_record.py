@@ -1,16 +1,21 @@
 """The record of the comparison: what tables and figures are made of comes back from it."""
 
 import json
+from statistics import fmean
 
 import pytest
 
 from launch_scripts import compare_tiny_record
 from launch_scripts.compare_tiny_record import read_record, restore, save
+from utils import ROOT
 from utils.report import over_seeds
 from utils.report.comparison import mean_curve
 from utils.report.cost import Tokens, tokens_of
 from utils.report.record import row_of
-from utils.report.runs import read_metrics
+from utils.report.runs import ACCURACY, read_metrics
+
+OURS = compare_tiny_record.RECORD
+TASKS = {"countdown": "countdown", "search tree, depth 6": "tree6", "sudoku, 320 solutions": "sudoku"}
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +90,21 @@ def test_saving_adds_complete_runs_and_leaves_others(tmp_path):
     assert (tmp_path / "second/sudoku/uft_seed0/restored").exists()
     save(tmp_path / "second")  # a folder made of the record is no run
     assert read_record()["sudoku/uft_seed0"]["args"]["lr"] == 1e-4
+
+
+def test_the_readmes_table_says_what_the_record_says():
+    """Means over seeds of the last evaluations, in whole percents."""
+    finals = {}
+    for record in map(json.loads, OURS.read_text(encoding="utf-8").splitlines()):
+        method = record["run"].rsplit("_seed", 1)[0]
+        evaluations = [line[ACCURACY] for line in record["lines"] if ACCURACY in line]
+        finals.setdefault(method, []).append(evaluations[-1])
+        if method.endswith("/rft"):  # begins with the base
+            finals[f"{method.removesuffix('rft')}base"] = [evaluations[0]]
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    header = next(line for line in lines if line.startswith("| | base | sft | rft |"))
+    for name, task in TASKS.items():
+        row = next(line for line in lines if line.startswith(f"| {name} |"))
+        told = dict(zip(header.split("|")[2:-1], row.split("|")[2:-1], strict=True))
+        assert {method.strip(): number.strip(" *") for method, number in told.items()} == {
+            method.strip(): f"{100 * fmean(finals[f'{task}/{method.strip()}']):.0f}" for method in told}
