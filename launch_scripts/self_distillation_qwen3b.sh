@@ -7,8 +7,8 @@
 # Memory:   MEMORY=40 or 24 before the call for smaller GPUs, MEMORY=auto for those here; what each takes is said below. With 24 GB
 #           what the optimiser needs waits in CPU memory, 74 GB of it.
 # Engine:   vLLM where it is installed with CUDA, else our own; both give back what they hold while the actor learns.
-# Expect:   no number of the paper for this model and data. Its models were trained to follow instructions: a base model may
-#           not know what a solution before the problem is for (`teacher_advantage` near 0); --chat_template model is theirs.
+# Expect:   no number of the paper for this model and data. Its models follow instructions; a base model may not know what a
+#           solution before the problem is for, and teach nothing good: MODEL=Qwen/Qwen2.5-3B-Instruct --chat_template model.
 #           Not run by us: no such machine was at hand.
 # Data:     Countdown as our generator makes it; for the authors' rows give DATA=folder with their two parquet files.
 #           MATH and Logic have longer prompts: DATA=math or DATA=kk_logic, and append --max_prompt_length 1024.

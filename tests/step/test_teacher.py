@@ -62,6 +62,7 @@ def test_the_solution_stands_before_the_problem_as_far_as_it_fits():
     text = decode(whole.prompt_ids, builder(1000).tokenizer)
     assert text == f"A reference solution to the problem that follows:\n{''.join(SOLUTION)}\n\n2 and 3: make 5"
     assert whole.hint_ids == [] and (whole.hint_slices, whole.hint_share) == (3, 1.0)
+    assert builder(len(whole.prompt_ids)).for_teacher(problem) == whole
     tight = builder(len(whole.prompt_ids) - 1).for_teacher(problem)
     assert tight.hint_slices == 2 and tight.hint_share == 21 / 26
     assert decode(tight.prompt_ids, builder(1000).tokenizer) == text.replace("done\n", "")
