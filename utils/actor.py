@@ -21,7 +21,7 @@ from utils.metrics import StateGradients
 from utils.policy import Policy
 from utils.pretrained import load_model
 from utils.reshape import put, read_pieces
-from utils.run import distributed, stopping, watchdog
+from utils.run import devices, distributed, stopping, watchdog
 from utils.run.errors import RunStopped
 from utils.scorer import Scorer
 from utils.state_copies import Copies, StateFile
@@ -33,6 +33,7 @@ BASE = "base.sha256"  # in a checkpoint's state: the digest of what adapters sta
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """From here on the activations of layers are recomputed in the backward pass. Transformers does so for layers in
     training mode; all within stays as it is, for in that mode a model may drop out what the engine does not."""
+    devices.give_back_freed_tensors()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

@@ -32,7 +32,7 @@ measure step_tiny step "${tiny[@]}" --trl_micro_batches 64 256
 measure rollout rollout --who torch generate --samples 1 4 8
 measure update update --who shared
 measure update_medium update --who shared --matmul_precision medium
-measure update_memory update --who shared --vocab_sizes 152064 --groups 22 --max_tokens 4096
+measure update_memory update --who shared --vocab_sizes 152064 --hidden_size 896 --num_layers 24 --groups 22 --gradient_checkpointing
 measure update_gemma update --who shared --shape gemma3-270M --vocab_sizes 262144 --groups 6 --group_size 4 --prompt_length 140 \
     --response_length 224 --max_tokens 5000
 measure evaluation evaluation "${tiny[@]}"

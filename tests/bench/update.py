@@ -41,6 +41,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.bench.cards import matrix_rate, present_card, wait
 from tests.bench.shapes import OTHERS, QWEN, config_of, random_model, update_flops
 from tests.bench.workload import make_model
+from utils.actor import checkpoint_layers
 from utils.cpu_kernels import prepare_for_cpu
 from utils.cpu_linear import product, set_matmul_precision
 from utils.layouts import Masked
@@ -137,8 +138,9 @@ def make_models(
         return model, random_model(config, device, dtype) if "padded" in args.who else model
     with tempfile.TemporaryDirectory() as folder:
         name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
-        return (load_model(str(name), dtype).to(device),
-                AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device))
+        model = load_model(str(name), dtype).to(device)
+        is_padded = "padded" in args.who
+        return model, AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device) if is_padded else model
 
 
 def measure(args: Args, vocab_size: int) -> dict:
@@ -148,8 +150,7 @@ def measure(args: Args, vocab_size: int) -> dict:
     set_matmul_precision(args.matmul_precision)
     model, plain = make_models(args, vocab_size, device, dtype)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
+        checkpoint_layers(model)
     groups = make_groups(args)
     scorer = Scorer(policy := Policy(model), policy, 1.0)
     layout_of = scorer.layout_of
@@ -183,7 +184,7 @@ def measure(args: Args, vocab_size: int) -> dict:
 
     result = {"vocabulary": model.config.vocab_size, "parameters": model.num_parameters(), "scored tokens": num_scored}
     for parameter in (*model.parameters(), *plain.parameters()):
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.empty_like(parameter).zero_()  # zeros_like would take its memory when it is written to
     before = peak()
     seconds: dict[str, list[float]] = {args.who[0]: [run(args.who[0])]}
     growth = peak() - before

@@ -1,6 +1,7 @@
 """What a process computes on: a GPU that answers, else one line; the CPU where it is asked for."""
 
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -226,3 +227,33 @@ def test_nccl_is_told_its_gpu_unless_that_is_not_wanted(machine, monkeypatch, de
     assert (backend, *settings) == ("gloo" if device == "cpu" else "nccl", "timeout", "device_id")
     assert settings["device_id"] == (torch.device(device) if bound else None)
     assert made[1:] == [(backend,)]  # DeepSpeed takes the group that is there
+
+
+FREED = """
+import sys
+from pathlib import Path
+import torch
+from utils.run import devices
+
+def resident():  # MiB
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+def make(mib):
+    return torch.empty(mib * 2**18).zero_()
+
+if sys.argv[1] == "give back":
+    devices.give_back_freed_tensors()
+make(30)  # from here on glibc keeps by itself what is no larger
+before = resident()
+some = [make(16) for _ in range(8)]
+last = make(1)  # what lies behind them in memory
+some.clear()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.sysconf("SC_PAGE_SIZE") != 4096, reason="glibc, and statm's pages")
+@pytest.mark.parametrize("how, is_kept", [("leave", True), ("give back", False)])
+def test_freed_tensors_go_back_to_the_system(how, is_kept):
+    done = subprocess.run([sys.executable, "-c", FREED, how], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (float(done.stdout) > 64) == is_kept
