@@ -1,5 +1,6 @@
 """What a worker's `main` does: the cases that its command line names, each measured and written down."""
 
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ def write_down(folder: str, name: str, measured: Any) -> None:
 def run_cases(cases: Iterable[Any], run: Callable[[Any], Any], prepare: Callable[[str], None] = lambda _: None) -> None:
     """`FOLDER NAME_OF_CASE ...` on the command line. `prepare` is called with the folder, once the ranks have met."""
     folder, *names = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]  # by the launcher
+    gc.freeze()  # as run_script does
     processes.join(timeout_minutes=2)
     prepare(folder)
     for case in cases:

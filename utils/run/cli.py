@@ -1,5 +1,6 @@
 """From the command line to `main`, and from an error to one last line."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def run_script(main: Callable, args_class: type, computes: bool = True) -> None:
         settings = vars(args)
         if computes:
             devices.settle()
+        gc.freeze()  # what the libraries have made stays: no collection need look through its million objects again
         try:
             main(args)
         except Interrupted as request:

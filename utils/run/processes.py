@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib
 import io
 import os
 import platform
@@ -10,11 +11,13 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
+from unittest.mock import patch
 
 import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
+from deepspeed.runtime import compiler
 
 from utils.cpu_linear import set_matmul_precision
 from utils.run import devices, distributed, environment, watchdog
@@ -80,11 +83,19 @@ def join(timeout_minutes: float = 30) -> torch.device:
         torch.cuda.set_device(device)
     devices.divide_threads()
     _quieten()
+    _import_muon()
     _forget_abandoned_locks()
     if not dist.is_initialized():
         _join(device, timedelta(minutes=timeout_minutes + MARGIN))
         _unlink_shared_memory()
     return device
+
+
+def _import_muon() -> None:
+    """DeepSpeed looks whether an optimiser is its Muon, whose kernels want to be compiled as they are imported: that
+    alone loads PyTorch's compiler, a second of every start. They are left as they are; nobody calls them."""
+    with patch.object(compiler, "compile", lambda: lambda kernel: kernel), contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
