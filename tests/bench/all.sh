@@ -20,6 +20,7 @@ measure() { # name module flags...
     local name="$1" module="$2"
     shift 2
     [[ -z "$only" || " $only " == *" $name "* ]] || return 0
+    rm -f "$OUT/$name.json" # of an earlier time
     echo "[bench] $name: python -m tests.bench.$module $*"
     python -m "tests.bench.$module" "$@" --output "$OUT/$name.json" --repeats "$repeats" || echo "[bench] $name failed" >&2
 }
