@@ -11,7 +11,6 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
-from unittest.mock import patch
 
 import deepspeed
 import torch
@@ -94,8 +93,12 @@ def join(timeout_minutes: float = 30) -> torch.device:
 def _import_muon() -> None:
     """DeepSpeed looks whether an optimiser is its Muon, whose kernels want to be compiled as they are imported: that
     alone loads PyTorch's compiler, a second of every start. They are left as they are; nobody calls them."""
-    with patch.object(compiler, "compile", lambda: lambda kernel: kernel), contextlib.suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    own, compiler.compile = compiler.compile, lambda: lambda kernel: kernel
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = own
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
