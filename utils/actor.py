@@ -33,7 +33,8 @@ BASE = "base.sha256"  # in a checkpoint's state: the digest of what adapters sta
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """From here on the activations of layers are recomputed in the backward pass. Transformers does so for layers in
     training mode; all within stays as it is, for in that mode a model may drop out what the engine does not."""
-    devices.give_back_freed_tensors()
+    if not torch.cuda.is_available():
+        devices.give_back_freed_tensors()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

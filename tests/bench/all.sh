@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What:     every row of tests/bench/README.md's table, one measurement after the other, as $OUT/NAME.json and table.md.
-# Hardware: two CPU cores with nothing else on them, 12 GB of memory, half an hour; with vLLM most of an hour.
+# Hardware: two CPU cores with nothing else on them, 12 GB of memory, half an hour; with vLLM an hour.
 # Expect:   the table there; rows whose library is missing are left out (pip install trl==1.16.0; VLLM=1: vLLM's CPU build,
 #           in .venv-vllm).
 # How:      bash tests/bench/all.sh [NAME...]: only these rows. REPEATS (default 1) runs of each, after one that warms up.

@@ -120,18 +120,17 @@ def main(args: Args) -> None:
             return run
 
         runs = {who: from_generate() if who == "generate" else from_engine(who) for who in args.who}
-        for run in runs.values():
-            run(args.samples[0], args.tokens[0])  # warms up
         for samples, tokens in product(args.samples, args.tokens):
             rates: dict[str, list[float]] = {who: [] for who in runs}
-            for _ in range(args.repeats):
+            for repeat in range(args.repeats + 1):  # the first of each warms up
                 for who, run in runs.items():
                     start = time.perf_counter()
                     num_tokens = run(samples, tokens)
                     if device.type == "cuda":
                         torch.cuda.synchronize()
                     assert args.ends or num_tokens == args.prompts * samples * tokens
-                    rates[who].append(num_tokens / (time.perf_counter() - start))
+                    if repeat:
+                        rates[who].append(num_tokens / (time.perf_counter() - start))
             medians = {who: statistics.median(values) for who, values in rates.items()}
             first = medians[args.who[0]]
             results.append({"samples": samples, "tokens": tokens,

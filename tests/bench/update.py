@@ -21,7 +21,7 @@ time and what the card's maker promises. The goal for "shared" is 0.55.
 import json
 import math
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -130,16 +130,16 @@ def make_models(
     args: Args, vocab_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model as a run has it, and as transformers loads it."""
+    is_padded = "padded" in args.who  # else nobody asks for the second
     if args.shape:
         config = OTHERS[args.shape] if args.shape in OTHERS else config_of(QWEN[args.shape])
         if args.shape in OTHERS:
             config.vocab_size = vocab_size
         model = prepare_for_cpu(random_model(config, device, dtype))
-        return model, random_model(config, device, dtype) if "padded" in args.who else model
+        return model, random_model(config, device, dtype) if is_padded else model
     with tempfile.TemporaryDirectory() as folder:
         name = make_model(Path(folder), vocab_size, args.hidden_size, args.num_layers)
         model = load_model(str(name), dtype).to(device)
-        is_padded = "padded" in args.who
         return model, AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device) if is_padded else model
 
 
@@ -177,14 +177,22 @@ def measure(args: Args, vocab_size: int) -> dict:
         wait(device)
         return time.perf_counter() - start
 
+    def begin_peak() -> None:
+        """What was there at most counts anew."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux
+
     def peak() -> float:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # Linux: KiB
 
     result = {"vocabulary": model.config.vocab_size, "parameters": model.num_parameters(), "scored tokens": num_scored}
     for parameter in (*model.parameters(), *plain.parameters()):
         parameter.grad = torch.empty_like(parameter).zero_()  # zeros_like would take its memory when it is written to
+    begin_peak()
     before = peak()
     seconds: dict[str, list[float]] = {args.who[0]: [run(args.who[0])]}
     growth = peak() - before

@@ -61,7 +61,7 @@ def has_nvidia_gpu() -> bool:
 
 def give_back_freed_tensors() -> None:
     """From here on the memory of large tensors on a CPU goes back to the system as they are freed, which takes up to a
-    tenth more time. By itself glibc keeps those below 32 MiB, and being aligned the next one of that size often does
+    fifth more time. By itself glibc keeps those below 32 MiB, and being aligned the next one of that size often does
     not fit where the last one was: of checkpointed layers several times as much is kept as is alive."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # in glibc; others have nothing of the kind
