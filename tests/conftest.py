@@ -7,9 +7,6 @@ import re
 # Before anything imports transformers: a test that reaches for the network fails at once and on every machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Of each rank that is launched .7 s: DeepSpeed imports an optimiser that is compiled, and with it PyTorch's compiler.
-# test_layers.py: nothing of ours is compiled by it.
-os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 from pathlib import Path
 

@@ -79,8 +79,8 @@ def test_reports_need_no_torch():
     assert not [name for name in modules() if name.startswith("utils.report.") and "torch" in packages(name)]
 
 
-def test_nothing_is_compiled_since_tests_would_not_show_it():
-    """conftest.py: they run without PyTorch's compiler."""
+def test_nothing_is_compiled_since_every_start_would_wait_for_it():
+    """For PyTorch's compiler; test_start.py: no library loads it either."""
     assert not [name for name, path in modules().items() if re.search(r"torch\.compile|torch\._dynamo|TORCHDYNAMO",
                                                                       path.read_text())]
 
