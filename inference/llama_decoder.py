@@ -1,16 +1,18 @@
 """The decoder of models built like Llama, layer by layer, for a CPU.
 
 The model's own forward pass does the same with more Python between the products: for a model of four small layers that
-is a tenth of a rollout. And of the last layer of a prefix only the last token is computed here.
+is a tenth of a rollout. Where there are kernels a step has none at all: all layers are one call. And of the last layer
+of a prefix only the last token is computed here.
 """
 
 import sys
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inference.decoder import Decoder, Prefill
+from inference.kernel_step import KernelStep, are_known
 from utils.attention import Layout, Scores, fused
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -24,6 +26,10 @@ def is_like_llama(config: PretrainedConfig) -> bool:
 
 
 class LlamaDecoder(Decoder):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.has_known_layers = are_known(self.trunk.layers)
+
     def prefill_rows(self, prefixes: list[list[int]], prefill: Prefill) -> Tensor:
         padded, positions, ends = self._padded(prefixes)
         return self._logits(self._states(padded, positions, prefill, ends)[:, 0])
@@ -34,6 +40,8 @@ class LlamaDecoder(Decoder):
         trunk = self.trunk
         states = trunk.embed_tokens(ids)
         cos, sin = trunk.rotary_emb(states, positions)  # (B, L, D)
+        if isinstance(layout, KernelStep) and self.has_known_layers:
+            return trunk.norm(layout.through_layers(trunk.layers, states[:, 0], cos, sin))[:, None]
         rotate = sys.modules[type(self.model).__module__].apply_rotary_pos_emb
         for layer in trunk.layers:
             module, normed = layer.self_attn, layer.input_layernorm(states)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import seeding
+from utils import cpu_kernels, seeding
 from utils.types import Prompt
 
 BLOCK = 512  # entries of a vocabulary that are added up at once
@@ -39,6 +39,8 @@ def pick(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Tens
     if temperature == 0:
         best, chosen = logits.max(dim=-1)
         return chosen, best - logits.logsumexp(dim=-1)
+    if cpu_kernels.take(logits, noise):
+        return torch.ops.cpu_kernels.draw(logits, noise, temperature)
     probabilities = (logits if temperature == 1 else logits / temperature).softmax(dim=-1)
     chosen = invert_cumulative(probabilities, noise[:, None])
     return chosen.squeeze(1), probabilities.gather(-1, chosen).squeeze(1).log()

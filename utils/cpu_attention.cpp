@@ -4,7 +4,7 @@
 
 #include "cpu_kernels.h"
 
-namespace {
+namespace cpu_kernels {
 
 typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
 constexpr int64_t DIVISOR = 16;  // of the size of a head, whatever the processor
@@ -117,10 +117,6 @@ float softmax(float* row, int64_t num, float scale) {
 
 // ----- decoding -----
 
-// The latest tokens of S segments of K slots: their keys and values, (S * K, H, 1, D), go into column `width` - 1 of
-// the suffixes, (S, H, K, capacity, D), and their queries, (S * K, H * Q, 1, D), see the first of their segment's
-// prefixes, (S, H, T, D), as many as `prefix_lengths` (S,) says, and `width` columns of their own suffix.
-// -> (S * K, 1, H * Q, D).
 at::Tensor attend_latest(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const at::Tensor& prefix_keys, const at::Tensor& prefix_values, at::Tensor& suffix_keys,
                          at::Tensor& suffix_values, const at::Tensor& prefix_lengths, int64_t width, double scale) {
@@ -373,8 +369,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_packed_backward(
   return {of_query, of_key, of_value};
 }
 
-}  // namespace
-
 TORCH_LIBRARY_FRAGMENT(cpu_kernels, m) {
   m.def("attend_latest(Tensor query, Tensor key, Tensor value, Tensor prefix_keys, Tensor prefix_values, "
         "Tensor(a!) suffix_keys, Tensor(b!) suffix_values, Tensor prefix_lengths, int width, float scale) -> Tensor");
@@ -389,3 +383,5 @@ TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
   m.impl("attend_packed", attend_packed);
   m.impl("attend_packed_backward", attend_packed_backward);
 }
+
+}  // namespace cpu_kernels

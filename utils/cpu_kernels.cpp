@@ -4,10 +4,12 @@
 
 #include "cpu_kernels.h"
 
-namespace {
+namespace cpu_kernels {
 
-constexpr int64_t BLOCK = 64;   // rows whose gradients of a weight are added up before they meet others
+constexpr int64_t BLOCK = 64;   // rows whose gradients of a weight, or words whose weights, are added up before others
 constexpr int64_t PART = 4096;  // numbers of a row that are added up before they meet others
+constexpr float LOWEST = -87.0f;            // fast_exp knows no less
+constexpr float SMALLEST_SHARE = 0x1p-24f;  // that is drawn, as in inference/sampling.py
 
 void check_weight(const at::Tensor& states, const at::Tensor& weight) {
   TORCH_CHECK(weight.numel() == states.size(-1) && states.is_contiguous() && weight.is_contiguous(),
@@ -16,7 +18,6 @@ void check_weight(const at::Tensor& states, const at::Tensor& weight) {
 
 int64_t num_rows(const at::Tensor& states) { return states.numel() / states.size(-1); }
 
-// (.., D) states, (D,) weight -> states / sqrt(mean of squares + eps) * weight, and (n,) 1 / sqrt(..).
 std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& states, const at::Tensor& weight, double eps) {
   check_weight(states, weight);
   const int64_t d = states.size(-1), n = num_rows(states);
@@ -68,7 +69,6 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, con
   return {out, sums.sum(0)};
 }
 
-// gate / (1 + e^-gate) * up
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
   check_alike(gate, up);
   at::Tensor out = at::empty_like(gate);
@@ -98,8 +98,6 @@ std::tuple<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& grad, const
   return {of_gate, of_up};
 }
 
-// (B, H, L, D) heads, (B or 1, L, D) cosines and sines -> heads * cos + (-second half, first half) * sin, as heads lie
-// in memory. Backward: the gradient of the heads, given that of the result.
 at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tensor& sin, bool is_backward) {
   const int64_t batch = heads.size(0), num_heads = heads.size(1), length = heads.size(2), d = heads.size(3);
   const int64_t half = d / 2;
@@ -196,7 +194,43 @@ void logit_gradients(const at::Tensor& logits, const at::Tensor& log_sums, const
   });
 }
 
-}  // namespace
+// (n, V) logits and numbers of a row in [0, 1] -> the first word at which the sum of exp(logit / temperature) reaches
+// that share of all, and its log-probability, (n,) each. A word of probability 0 is at neither end.
+std::tuple<at::Tensor, at::Tensor> draw(const at::Tensor& logits, const at::Tensor& noise, double temperature) {
+  check_of_rows(logits, {&noise});
+  const int64_t n = logits.size(0), v = logits.size(1), blocks = (v + BLOCK - 1) / BLOCK;
+  at::Tensor chosen = at::empty({n}, logits.options().dtype(at::kLong)), logprobs = at::empty({n}, logits.options());
+  const float *x = logits.const_data_ptr<float>(), *shares = noise.const_data_ptr<float>();
+  const float factor = static_cast<float>(1 / temperature);
+  int64_t* ids = chosen.data_ptr<int64_t>();
+  float* l = logprobs.data_ptr<float>();
+  at::parallel_for(0, n, std::max<int64_t>(1, 16384 / v), [&](int64_t begin, int64_t end) {
+    std::vector<float> weights(v), sums(blocks);
+    for (int64_t row = begin; row < end; ++row) {
+      const float *of = x + row * v, top = maximum(of, v);
+      double total = 0;
+      for (int64_t block = 0; block < blocks; ++block) {
+        float sum = 0;
+        for (int64_t i = block * BLOCK; i < std::min(v, (block + 1) * BLOCK); ++i) {
+          const float below = (of[i] - top) * factor;
+          sum += weights[i] = below < LOWEST ? 0.0f : fast_exp(below);
+        }
+        total += sums[block] = sum;
+      }
+      const double target = std::max(shares[row], SMALLEST_SHARE) * total;
+      double before = 0;
+      int64_t block = 0, last = 0;  // the last word that could be
+      while (block + 1 < blocks && before + sums[block] < target) before += sums[block++];
+      for (int64_t i = block * BLOCK; i < v; ++i) {
+        if (weights[i] > 0) last = i;
+        if ((before += weights[i]) >= target && weights[i] > 0) break;
+      }
+      ids[row] = last;
+      l[row] = (of[last] - top) * factor - static_cast<float>(std::log(total));
+    }
+  });
+  return {chosen, logprobs};
+}
 
 TORCH_LIBRARY(cpu_kernels, m) {
   m.def("rms_norm(Tensor states, Tensor weight, float eps) -> (Tensor, Tensor)");
@@ -207,6 +241,7 @@ TORCH_LIBRARY(cpu_kernels, m) {
   m.def("softmax_sums(Tensor logits) -> (Tensor, Tensor, Tensor)");
   m.def("logit_gradients(Tensor logits, Tensor log_sums, Tensor targets, Tensor at_target, Tensor at_log_p, "
         "Tensor offset, Tensor(a!) out) -> ()");
+  m.def("draw(Tensor logits, Tensor noise, float temperature) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
@@ -217,4 +252,7 @@ TORCH_LIBRARY_IMPL(cpu_kernels, CPU, m) {
   m.impl("rotate", rotate);
   m.impl("softmax_sums", softmax_sums);
   m.impl("logit_gradients", logit_gradients);
+  m.impl("draw", draw);
 }
+
+}  // namespace cpu_kernels

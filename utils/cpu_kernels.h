@@ -66,3 +66,27 @@ inline float maximum(const float* numbers, int64_t num) {
   for (; i < num; ++i) most = std::max(most, numbers[i]);
   return most;
 }
+
+// ----- kernels that others are made of -----
+
+namespace cpu_kernels {
+
+// (.., D) states, (D,) weight -> states / sqrt(mean of squares + eps) * weight, and (n,) 1 / sqrt(..).
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& states, const at::Tensor& weight, double eps);
+
+// gate / (1 + e^-gate) * up
+at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+
+// (B, H, L, D) heads, (B or 1, L, D) cosines and sines -> heads * cos + (-second half, first half) * sin, as heads lie
+// in memory. Backward: the gradient of the heads, given that of the result.
+at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tensor& sin, bool is_backward);
+
+// The latest tokens of S segments of K slots: their keys and values, (S * K, H, 1, D), go into column `width` - 1 of
+// the suffixes, (S, H, K, capacity, D), and their queries, (S * K, H * Q, 1, D), see the first of their segment's
+// prefixes, (S, H, T, D), as many as `prefix_lengths` (S,) says, and `width` columns of their own suffix.
+// -> (S * K, 1, H * Q, D).
+at::Tensor attend_latest(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                         const at::Tensor& prefix_keys, const at::Tensor& prefix_values, at::Tensor& suffix_keys,
+                         at::Tensor& suffix_values, const at::Tensor& prefix_lengths, int64_t width, double scale);
+
+}  // namespace cpu_kernels

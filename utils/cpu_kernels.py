@@ -1,5 +1,6 @@
 """Kernels for a CPU, compiled at first use: norms, gated layers and rotations in one pass over memory each way
-(cpu_kernels.cpp), and attention where responses share a prefix (cpu_attention.cpp).
+(cpu_kernels.cpp), attention where responses share a prefix (cpu_attention.cpp), and the layers of a decoding step in
+one call (cpu_decoding.cpp).
 
 PyTorch takes six passes for an RMSNorm and some twelve for its gradients, each as slow as memory is. Only what computes
 the same as a kernel, as tried on random numbers, is replaced by it, and only in float32; without a compiler nothing is.
@@ -26,7 +27,8 @@ from utils.cpu_linear import use_products
 from utils.run import distributed
 from utils.run.environment import extensions_root
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_attention.cpp", "cpu_kernels.h")]
+UNITS = [Path(__file__).with_name(f"cpu_{name}.cpp") for name in ("kernels", "attention", "decoding")]
+SOURCES = [*UNITS, Path(__file__).with_name("cpu_kernels.h")]
 # NaN and infinity stay what they are; sums may be added in another order than written.
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
          "-fno-signed-zeros"]
@@ -56,7 +58,7 @@ def are_there() -> bool:
             torch.ops.load_library(folder / f"{name}.so")
         else:
             folder.mkdir(exist_ok=True)
-            cpp_extension.load(name, list(map(str, SOURCES[:2])), extra_cflags=FLAGS, build_directory=str(folder),
+            cpp_extension.load(name, list(map(str, UNITS)), extra_cflags=FLAGS, build_directory=str(folder),
                                is_python_module=False)
             whole.touch()
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
@@ -164,11 +166,15 @@ class KernelNorm:
     offset: float
     eps_name: str
 
+    @property
+    def kernel_eps(self) -> float:
+        return getattr(self, self.eps_name)
+
     def forward(self, states: Tensor) -> Tensor:
         if not is_for_kernels(states, self.weight):
             return super().forward(states)
         weight = self.weight + self.offset if self.offset else self.weight
-        return result_of(RMSNorm, states, weight, getattr(self, self.eps_name))
+        return result_of(RMSNorm, states, weight, self.kernel_eps)
 
 
 class KernelMLP:

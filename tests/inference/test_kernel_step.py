@@ -1,16 +1,20 @@
-"""A decoding step by a kernel of a CPU, against the plain one."""
+"""A decoding step by kernels of a CPU, against the plain one."""
+
+import copy
 
 import pytest
 import torch
 
 from inference import torch_engine
 from inference.decoder import Step
-from inference.kernel_step import KernelStep
+from inference.kernel_step import KernelStep, weights_of
 from inference.kv_cache import DecodeState
+from inference.llama_decoder import LlamaDecoder
 from inference.torch_engine import TorchEngine
 from tests.helpers.models import CPU, random_prompts, tiny_model
 from tests.inference.test_architectures import random_model
-from utils import cpu_kernels
+from utils import cpu_kernels, cpu_linear
+from utils.adapters import Lora, add_adapters
 from utils.attention import Scores
 from utils.types import Sampling
 
@@ -66,13 +70,14 @@ def test_a_step_is_the_plain_one_in_float64(segments, slots, kv_heads, per_head,
 
 @pytest.mark.parametrize("captured", [None, lambda step: step], ids=["usual", "fixed"])
 @pytest.mark.parametrize("group_size", [1, 5])
-@pytest.mark.parametrize("kind", ["Qwen2", "Olmo3"])  # by LlamaDecoder; by the model's own layers, one with a window
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Olmo3"])  # in one call; by the model's own layers, with a window
 def test_samples_are_the_same(group_size, kind, captured, monkeypatch):
     """Rows end at many times: caches are compacted, and grow."""
     monkeypatch.setattr(torch_engine, "FIRST_CAPACITY", 4)
     model = tiny_model(seed=35, head_dim=16) if kind == "Qwen2" else random_model(kind, head_dim=16)
     engines = [TorchEngine(model, (1, 3, 7), kv_cache_gb=1.0) for _ in range(2)]
     assert engines[0].decoder.step_type is KernelStep
+    assert getattr(engines[0].decoder, "has_known_layers", False) == (kind != "Olmo3")
     engines[0].captured = captured
     engines[1].decoder.step_type = Step
     prompts, sampling = random_prompts(LENGTHS), Sampling(group_size, 40, 0.8)
@@ -84,6 +89,38 @@ def test_samples_are_the_same(group_size, kind, captured, monkeypatch):
             torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(two.logprobs), rtol=1e-4, atol=1e-5)
     engines[0].check()
     assert engines[0].decoder.step_type is KernelStep
+
+
+@pytest.mark.parametrize("by_onednn", [False, True])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_layers_in_one_call_are_those_in_python_in_float64(kind, by_onednn, monkeypatch):
+    """Every weight is a random one, or another's would do."""
+    monkeypatch.setattr(cpu_linear, "TAKES_ONEDNN", by_onednn)
+    model = random_model(kind, head_dim=16, sliding_window=None, use_sliding_window=False)
+    exact = copy.deepcopy(model).double()
+    random = torch.Generator().manual_seed(1)
+    num_layers, kv_heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+    found = []
+    for one, kind_of_step, dtype in ((model, KernelStep, torch.float), (exact, Step, torch.double)):
+        decoder = TorchEngine(one, (1,), kv_cache_gb=1.0).decoder
+        assert isinstance(decoder, LlamaDecoder)
+        assert decoder.has_known_layers == (dtype is torch.float)
+        decoder.step_type = kind_of_step
+        state = random_state(3, 4, kv_heads, 20, 8, 5, 16, dtype)
+        for name in ("suffix_keys", "suffix_values", "prefix_keys", "prefix_values"):
+            [caches] = getattr(state, name)
+            setattr(state, name, [caches.roll(layer, 0).clone() for layer in range(num_layers)])
+        state.chosen = torch.randint(model.config.vocab_size, (3, 4), generator=random.manual_seed(2))
+        found.append((decoder.step(state, 5, False).double(), *(cache.double() for cache in state.suffix_keys)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_layers_with_adapters_are_not_one_call():
+    model = tiny_model(head_dim=16)
+    assert TorchEngine(model, (1,), 1.0).decoder.has_known_layers
+    adapted = add_adapters(tiny_model(head_dim=16), Lora(2, 4.0, "q_proj", 0))
+    assert not TorchEngine(adapted, (1,), 1.0).decoder.has_known_layers
 
 
 def test_numbers_do_not_depend_on_threads():
@@ -116,8 +153,20 @@ def test_what_does_not_fit_is_an_error():
             call(*operands, 1.0)
 
 
+def test_layers_whose_weights_or_caches_are_too_few_are_an_error():
+    state, layers = random_state(2, 3, 2, 8, 6, 4, 16, torch.float), tiny_model(head_dim=16).model.layers
+    caches = [state.prefix_keys, state.prefix_values, state.suffix_keys, state.suffix_values]
+    angles, weights = torch.zeros(6, 1, 16), weights_of(layers[0])
+    for operands in ((weights[1:], *caches), (weights, [], *caches[1:]), (weights, caches[0], [], *caches[2:]),
+                     (weights, *caches[:2], [], caches[3]), (weights, *caches[:3], [])):
+        with pytest.raises(RuntimeError, match="decode_layers: "):
+            torch.ops.cpu_kernels.decode_layers(torch.zeros(6, 8), angles, angles, *operands, state.prefix_lengths, 4,
+                                                1.0, 1e-6, False)
+
+
 def test_a_step_that_fails_is_not_taken(monkeypatch, capsys):
-    monkeypatch.setattr(KernelStep, "mix", lambda *about: 1.1 * Step.mix(*about))
+    own = KernelStep.through_layers
+    monkeypatch.setattr(KernelStep, "through_layers", lambda *about: 1.1 * own(*about).sin())
     engine = TorchEngine(tiny_model(head_dim=16), (1,), 1.0)
     engine.check()
     assert engine.decoder.step_type is Step

@@ -31,6 +31,7 @@ from inference.torch_engine import TorchEngine, _Output
 from tests.helpers import models
 from tests.helpers.float64 import CLOSE, as_in_a_run
 from tests.helpers.models import CPU, VOCABULARY, byte_tokenizer, make_problem, random_prompts, scorer
+from utils import cpu_kernels
 from utils.packing import pack
 from utils.prompts import decode
 from utils.rollouts import completion_text
@@ -369,8 +370,29 @@ def test_choices_on_a_grid_of_noise_follow_the_distribution():
     torch.testing.assert_close(logprobs, probabilities[chosen].log(), **CLOSE)
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+@pytest.mark.parametrize("vocab_size", [1, 5, 64, 271, 5000])
+@as_in_a_run()
+def test_the_kernel_draws_what_float64_says(vocab_size, temperature):
+    random = torch.Generator().manual_seed(vocab_size)
+    logits, noise = 3 * torch.randn(400, vocab_size, generator=random) - 50, torch.rand(400, generator=random)
+    logits[torch.rand(logits.shape, generator=random) < 0.1] = -torch.inf
+    logits[:, 0] = -50.0
+    if not cpu_kernels.take(logits, noise):
+        pytest.skip("no compiler here")
+    chosen, logprobs = pick(logits, temperature, noise)
+    exact = (logits.double() / temperature).log_softmax(dim=1)
+    ends = exact.exp().cumsum(dim=1)
+    rows = torch.arange(400)
+    before = torch.where(chosen > 0, ends[rows, chosen - 1], 0.0)
+    assert (before < noise + 1e-6).all() and (noise < ends[rows, chosen] + 1e-6).all()
+    torch.testing.assert_close(logprobs.double(), exact[rows, chosen], rtol=1e-6, atol=2e-6)
+    assert pick(torch.tensor([[-40.0, 0.0, 0.0]]), temperature, torch.zeros(1))[0].tolist() == [1]  # 0 counts as 2^-24
+
+
 @pytest.mark.parametrize("vocab_size", [1025, 1536, 5000])
 def test_adding_up_in_blocks_changes_no_choice(vocab_size, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "take", lambda *operands: False)
     random = torch.Generator().manual_seed(vocab_size)
     logits, noise = 3 * torch.randn(400, vocab_size, generator=random), torch.rand(400, generator=random)
     in_blocks = pick(logits, 0.7, noise)
