@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inference.decoder import Decoder, Prefill
-from inference.kernel_step import KernelStep, are_known
+from inference.kernel_step import KernelStep, weights_of
 from utils.attention import Layout, Scores, fused
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -28,7 +28,7 @@ def is_like_llama(config: PretrainedConfig) -> bool:
 class LlamaDecoder(Decoder):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self.has_known_layers = are_known(self.trunk.layers)
+        self.step_weights = weights_of(self.trunk.layers)  # a sync writes into these tensors
 
     def prefill_rows(self, prefixes: list[list[int]], prefill: Prefill) -> Tensor:
         padded, positions, ends = self._padded(prefixes)
@@ -40,8 +40,9 @@ class LlamaDecoder(Decoder):
         trunk = self.trunk
         states = trunk.embed_tokens(ids)
         cos, sin = trunk.rotary_emb(states, positions)  # (B, L, D)
-        if isinstance(layout, KernelStep) and self.has_known_layers:
-            return trunk.norm(layout.through_layers(trunk.layers, states[:, 0], cos, sin))[:, None]
+        if isinstance(layout, KernelStep) and self.step_weights:
+            states = layout.through_layers(trunk.layers, self.step_weights, states[:, 0], cos, sin)
+            return trunk.norm(states)[:, None]
         rotate = sys.modules[type(self.model).__module__].apply_rotary_pos_emb
         for layer in trunk.layers:
             module, normed = layer.self_attn, layer.input_layernorm(states)

@@ -14,6 +14,16 @@ enum Norms { INPUT, AFTER, QUERY_HEADS, KEY_HEADS, NUM_NORMS };
 enum Linears { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_LINEARS };
 constexpr int64_t NUM_WEIGHTS = NUM_NORMS + 2 * NUM_LINEARS;
 
+// PyTorch has it where oneDNN is, and no header for it.
+at::Tensor onednn_linear(const at::Tensor& states, const at::Tensor& weight, const Maybe& bias) {
+  typedef c10::List<std::optional<at::Scalar>> Scalars;
+  static const auto linear = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+                                 .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const Maybe&, std::string_view,
+                                                   Scalars, std::optional<std::string_view>)>();
+  return linear.call(states, weight, bias, "none", Scalars(), "");
+}
+
 class Layer {
  public:
   Layer(const c10::List<Maybe>& weights, int64_t number, double eps, bool by_onednn)
@@ -26,15 +36,9 @@ class Layer {
 
   // (B, I) -> (B, O), as utils/cpu_linear.py's `product`.
   at::Tensor linear(Linears which, const at::Tensor& states) const {
-    static const auto onednn = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-                                   .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const Maybe&,
-                                                     std::string_view, c10::List<std::optional<at::Scalar>>,
-                                                     std::optional<std::string_view>)>();
     const int64_t place = first_ + NUM_NORMS + which;
     const Maybe weight = weights_.get(place), bias = weights_.get(place + NUM_LINEARS);
-    if (by_onednn_) return onednn.call(states, *weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
-    return at::linear(states, *weight, bias);
+    return by_onednn_ ? onednn_linear(states, *weight, bias) : at::linear(states, *weight, bias);
   }
 
   // (B, O) -> (B, heads, 1, D).

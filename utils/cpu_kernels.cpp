@@ -6,8 +6,9 @@
 
 namespace cpu_kernels {
 
-constexpr int64_t BLOCK = 64;   // rows whose gradients of a weight, or words whose weights, are added up before others
+constexpr int64_t BLOCK = 64;   // rows whose gradients of a weight are added up before they meet others
 constexpr int64_t PART = 4096;  // numbers of a row that are added up before they meet others
+constexpr int64_t WORDS = 64;   // whose probabilities are added up before they meet others, in a draw
 constexpr float LOWEST = -87.0f;            // fast_exp knows no less
 constexpr float SMALLEST_SHARE = 0x1p-24f;  // that is drawn, as in inference/sampling.py
 
@@ -198,7 +199,7 @@ void logit_gradients(const at::Tensor& logits, const at::Tensor& log_sums, const
 // that share of all, and its log-probability, (n,) each. A word of probability 0 is at neither end.
 std::tuple<at::Tensor, at::Tensor> draw(const at::Tensor& logits, const at::Tensor& noise, double temperature) {
   check_of_rows(logits, {&noise});
-  const int64_t n = logits.size(0), v = logits.size(1), blocks = (v + BLOCK - 1) / BLOCK;
+  const int64_t n = logits.size(0), v = logits.size(1), blocks = (v + WORDS - 1) / WORDS;
   at::Tensor chosen = at::empty({n}, logits.options().dtype(at::kLong)), logprobs = at::empty({n}, logits.options());
   const float *x = logits.const_data_ptr<float>(), *shares = noise.const_data_ptr<float>();
   const float factor = static_cast<float>(1 / temperature);
@@ -211,7 +212,7 @@ std::tuple<at::Tensor, at::Tensor> draw(const at::Tensor& logits, const at::Tens
       double total = 0;
       for (int64_t block = 0; block < blocks; ++block) {
         float sum = 0;
-        for (int64_t i = block * BLOCK; i < std::min(v, (block + 1) * BLOCK); ++i) {
+        for (int64_t i = block * WORDS; i < std::min(v, (block + 1) * WORDS); ++i) {
           const float below = (of[i] - top) * factor;
           sum += weights[i] = below < LOWEST ? 0.0f : fast_exp(below);
         }
@@ -221,9 +222,10 @@ std::tuple<at::Tensor, at::Tensor> draw(const at::Tensor& logits, const at::Tens
       double before = 0;
       int64_t block = 0, last = 0;  // the last word that could be
       while (block + 1 < blocks && before + sums[block] < target) before += sums[block++];
-      for (int64_t i = block * BLOCK; i < v; ++i) {
-        if (weights[i] > 0) last = i;
-        if ((before += weights[i]) >= target && weights[i] > 0) break;
+      for (int64_t i = block * WORDS; i < v; ++i) {
+        if (weights[i] == 0) continue;
+        last = i;
+        if ((before += weights[i]) >= target) break;
       }
       ids[row] = last;
       l[row] = (of[last] - top) * factor - static_cast<float>(std::log(total));

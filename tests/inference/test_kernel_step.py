@@ -11,7 +11,7 @@ from inference.kernel_step import KernelStep, weights_of
 from inference.kv_cache import DecodeState
 from inference.llama_decoder import LlamaDecoder
 from inference.torch_engine import TorchEngine
-from tests.helpers.models import CPU, random_prompts, tiny_model
+from tests.helpers.models import CPU, random_prompts, tiny_model, with_noise
 from tests.inference.test_architectures import random_model
 from utils import cpu_kernels, cpu_linear
 from utils.adapters import Lora, add_adapters
@@ -77,7 +77,7 @@ def test_samples_are_the_same(group_size, kind, captured, monkeypatch):
     model = tiny_model(seed=35, head_dim=16) if kind == "Qwen2" else random_model(kind, head_dim=16)
     engines = [TorchEngine(model, (1, 3, 7), kv_cache_gb=1.0) for _ in range(2)]
     assert engines[0].decoder.step_type is KernelStep
-    assert getattr(engines[0].decoder, "has_known_layers", False) == (kind != "Olmo3")
+    assert bool(getattr(engines[0].decoder, "step_weights", [])) == (kind != "Olmo3")
     engines[0].captured = captured
     engines[1].decoder.step_type = Step
     prompts, sampling = random_prompts(LENGTHS), Sampling(group_size, 40, 0.8)
@@ -104,7 +104,7 @@ def test_layers_in_one_call_are_those_in_python_in_float64(kind, by_onednn, monk
     for one, kind_of_step, dtype in ((model, KernelStep, torch.float), (exact, Step, torch.double)):
         decoder = TorchEngine(one, (1,), kv_cache_gb=1.0).decoder
         assert isinstance(decoder, LlamaDecoder)
-        assert decoder.has_known_layers == (dtype is torch.float)
+        assert bool(decoder.step_weights) == (dtype is torch.float)
         decoder.step_type = kind_of_step
         state = random_state(3, 4, kv_heads, 20, 8, 5, 16, dtype)
         for name in ("suffix_keys", "suffix_values", "prefix_keys", "prefix_values"):
@@ -116,11 +116,23 @@ def test_layers_in_one_call_are_those_in_python_in_float64(kind, by_onednn, monk
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
+def test_a_step_sees_weights_that_came_later():
+    """As a sync writes them: into the parameters, or, where a replica gave them up, into new memory of theirs."""
+    model, prompts, sampling = tiny_model(head_dim=16), random_prompts(LENGTHS), Sampling(2, 12, 1.0)
+    engine = TorchEngine(model, (1,), 1.0)
+    before = engine.generate(prompts, sampling)
+    for number, parameter in enumerate(with_noise(copy.deepcopy(model), 0.5, seed=3).parameters()):
+        own = list(model.parameters())[number]
+        own.data = parameter.data if number % 2 else own.data.copy_(parameter.data)
+    after, expected = engine.generate(prompts, sampling), TorchEngine(model, (1,), 1.0).generate(prompts, sampling)
+    assert after == expected != before
+
+
 def test_layers_with_adapters_are_not_one_call():
     model = tiny_model(head_dim=16)
-    assert TorchEngine(model, (1,), 1.0).decoder.has_known_layers
+    assert TorchEngine(model, (1,), 1.0).decoder.step_weights
     adapted = add_adapters(tiny_model(head_dim=16), Lora(2, 4.0, "q_proj", 0))
-    assert not TorchEngine(adapted, (1,), 1.0).decoder.has_known_layers
+    assert not TorchEngine(adapted, (1,), 1.0).decoder.step_weights
 
 
 def test_numbers_do_not_depend_on_threads():
@@ -156,7 +168,7 @@ def test_what_does_not_fit_is_an_error():
 def test_layers_whose_weights_or_caches_are_too_few_are_an_error():
     state, layers = random_state(2, 3, 2, 8, 6, 4, 16, torch.float), tiny_model(head_dim=16).model.layers
     caches = [state.prefix_keys, state.prefix_values, state.suffix_keys, state.suffix_values]
-    angles, weights = torch.zeros(6, 1, 16), weights_of(layers[0])
+    angles, weights = torch.zeros(6, 1, 16), weights_of(layers[:1])
     for operands in ((weights[1:], *caches), (weights, [], *caches[1:]), (weights, caches[0], [], *caches[2:]),
                      (weights, *caches[:2], [], caches[3]), (weights, *caches[:3], [])):
         with pytest.raises(RuntimeError, match="decode_layers: "):
